@@ -71,7 +71,7 @@ def narrow(
     taken = _taken(store, to_run, ledger, only)
     if not taken:
         return Narrowed(choices, f"no trial that would run matches {only}", takes_none=True)
-    if not choices.trials and (why := why_one_run(experiment, choices)):
+    if why := why_one_run(experiment, choices):
         return Narrowed(
             choices,
             f"{only} cannot take some of its trials, because one run restores them all ({why}); "

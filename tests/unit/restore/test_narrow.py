@@ -166,6 +166,8 @@ def test_unfinished_trials_that_are_not_taken_do_not_become_terminated(store):
     for only in ("cause=node_lost", "trial=cuda"):
         plan = plan_restore(store, "r1", options(only, flags=flags)).plan
         assert {t.action for t in plan.trials if t.trial_id in ("waits", "runs")} == {"keep"}
+    nothing = prepare_restore(store, "r1", options("cause=node_lost", flags=flags))
+    assert "every trial stays as it is" in nothing
 
 
 def test_a_preview_shows_the_same(store):
@@ -288,7 +290,8 @@ def test_a_failure_of_a_restore_counts_and_not_the_older_error_file(store):
 
 def test_an_unfinished_trial_has_the_cause_of_its_last_attempt(store):
     plan = start_night(store, "r1")
-    beat(store, leave_attempt(store, plan, "waits", result="failed", cause="node_lost"))
+    long_ago = {"cause": "node_lost", "ended_at": "1970-01-01T00:00:01+00:00"}
+    beat(store, leave_attempt(store, plan, "waits", result="failed", **long_ago))
     leave_attempt(store, plan, "waits", result="interrupted")
     commit_restore(store, "r1")
     assert read_base(store).trials[4].status == "PENDING"
@@ -309,10 +312,10 @@ def test_an_unreadable_time_does_not_hide_a_failure(store, ended_at):
 
 def test_a_released_failure_is_still_the_last_one(store):
     for restore_id in ("r1", "r2"):
-        night(store, restore_id, trial_id="memory", cause="trainable", error="no")
-    assert taken(store, "error=no") == set()  # in quarantine
+        night(store, restore_id, trial_id="memory", cause="trainable", error="oddity")
+    assert taken(store, "error=oddity") == set()  # in quarantine
     release_trials(store, ["memory"], holder="test")
-    assert taken(store, "error=no") == {"memory"}
+    assert taken(store, "error=oddity") == {"memory"}
 
 
 def test_an_error_file_that_cannot_be_used_has_an_unknown_cause(store, monkeypatch):
