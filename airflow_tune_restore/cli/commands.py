@@ -1,16 +1,11 @@
 """The commands of `tune-restore`: the same restore from a shell, without Airflow. `output` prints."""
 
-import contextlib
 import gc
 import io
 import logging
-import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -34,6 +29,7 @@ from airflow_tune_restore.cli.places import (
     open_place,
     runner_credentials,
 )
+from airflow_tune_restore.cli.signals import EXIT_SIGNAL, sigterm_as_ctrl_c
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
     LeaseHeldError,
@@ -48,12 +44,6 @@ EXIT_REFUSED = 2
 EXIT_BUSY = 3
 BUSY = (ExperimentRunningError, LeaseHeldError, LeaseLostError, RestoredMeanwhileError)
 """Errors that exit with `EXIT_BUSY`: a driver or another restore is or was at work."""
-
-EXIT_SIGNAL = 128
-"""Plus the number of the signal, as shells do: 130 after Ctrl-C (as Typer does), 143 after SIGTERM."""
-
-_SAME_STOP_SECONDS = 2.0
-"""Signals within it are one: `timeout` of GNU signals the command, and at once its process group."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -99,7 +89,7 @@ def scan(
     from airflow_tune_restore.cli.scan import scan_prefix
 
     store = open_place(prefix)
-    with _sigterm_as_ctrl_c():  # it may be writing the index
+    with sigterm_as_ctrl_c():  # it may be writing the index
         reports = scan_prefix(store, options)
     around = None if reports else experiment_around(prefix, store)
     output.print_reports(
@@ -185,7 +175,7 @@ def restore(
     )
     store = open_experiment(experiment)
     with (
-        _sigterm_as_ctrl_c() as stop,
+        sigterm_as_ctrl_c() as stop,
         runner_credentials(experiment) as store_env,
         Progress(quiet=as_json) as progress,
     ):
@@ -214,7 +204,7 @@ def release(
     from airflow_tune_restore.restore.release import release_trials
 
     store = open_experiment(experiment)
-    with _sigterm_as_ctrl_c(), Progress(quiet=as_json) as progress:
+    with sigterm_as_ctrl_c(), Progress(quiet=as_json) as progress:
         released = release_trials(store, [trial], holder=holder(), on_wait=show_waits(progress))
     output.print_released(released[trial], experiment=store.uri, trial_id=trial, as_json=as_json)
 
@@ -240,7 +230,7 @@ def undo(
     store = open_experiment(experiment)
     files = StateFiles()
     foreseen = foresee_undo(store, files)
-    with _sigterm_as_ctrl_c(), Progress(quiet=as_json) as progress:
+    with sigterm_as_ctrl_c(), Progress(quiet=as_json) as progress:
         if not yes and not output.confirm_undo(foreseen, progress):
             raise typer.Exit(EXIT_FAILED)
         undone = undo_commit(
@@ -277,46 +267,3 @@ class _Ending:
     """How far a command came: `restore` has started trials."""
 
     trials_started: bool = False
-
-
-@dataclass
-class _Stop:
-    """The first signal that has stopped the block; 0 if none has."""
-
-    signal: int = 0
-
-
-@contextlib.contextmanager
-def _sigterm_as_ctrl_c(monotonic: Callable[[], float] = time.monotonic) -> Iterator[_Stop]:
-    """Let SIGTERM and Ctrl-C raise KeyboardInterrupt, until the block ends. No signal counts twice.
-
-    Raises:
-        typer.Exit: If the block does not catch it, with the exit code of the signal. While the process
-            ends, another signal ends it at once: an exception would be a traceback.
-    """
-    stop, last, is_ending = _Stop(), -_SAME_STOP_SECONDS, False
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        nonlocal last
-        now = monotonic()
-        if now - last < _SAME_STOP_SECONDS:
-            return
-        last = now
-        if is_ending:
-            os._exit(EXIT_SIGNAL + number)
-        stop.signal = stop.signal or number
-        raise KeyboardInterrupt
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as in a background job of a script
-            signal.signal(number, interrupt)
-    try:
-        yield stop
-    except KeyboardInterrupt:
-        is_ending = True
-        before.clear()  # the process keeps these handlers
-        raise typer.Exit(EXIT_SIGNAL + (stop.signal or signal.SIGINT)) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
