@@ -37,6 +37,7 @@ from airflow_tune_restore.exceptions import (
     RestoredMeanwhileError,
     TuneRestoreError,
 )
+from airflow_tune_restore.launch.base import Launcher
 from airflow_tune_restore.restore.prepare import PrepareOptions, preview_restore
 
 EXIT_FAILED = 1
@@ -135,7 +136,8 @@ def restore(
     """Plan, run and commit a restore of EXPERIMENT, and print each trial before and after.
 
     Samples that were never drawn are drawn by the original searcher, or by --search-alg. With
-    --param-space, an experiment that never started is started.
+    --param-space, an experiment that never started is started. A trainable in a file and a recipe can
+    have their own param_space, flags and interpreter, which count in place of these options.
 
     Ctrl-C (or SIGTERM) stops all trials: they save snapshots, and their progress is committed.
 
@@ -147,7 +149,8 @@ def restore(
     from airflow_tune_restore.cli.lease import refuse_without_terminal
     from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import RestoreOptions, restore_experiment
-    from airflow_tune_restore.restore.claim import RunnerSettings
+    from airflow_tune_restore.cli.trainables import parse_trainables
+    from airflow_tune_restore.restore.recipe import Recipe
     from airflow_tune_restore.restore.summary import CommitSummary
 
     if lease.break_lease and not lease.yes:
@@ -160,16 +163,10 @@ def restore(
             can_start=run.param_space is not None,
             can_search=run.search_alg is not None,
             name_option=flag_of,
+            recipes=parse_trainables(run.trainable or (), run.recipes or ()),
         ),
-        settings=RunnerSettings(
-            trainable=run.trainable,
-            param_space=run.param_space,
-            search_alg=run.search_alg,
-            imports=tuple(run.imports or ()),
-            address=where.runner_address,
-        ),
-        parallel=run.parallel,
-        check_timeout=run.check_timeout,
+        run=run,
+        address=where.runner_address,
         break_lease=lease.break_lease,
         yes=lease.yes,
     )
@@ -179,8 +176,16 @@ def restore(
         runner_credentials(experiment) as store_env,
         Progress(quiet=as_json) as progress,
     ):
+        where.build(store_env)  # an option that cannot be used is refused before anything is read
+
+        def build_launcher(recipe: Recipe) -> Launcher:
+            if unused := where.unused_fields(recipe):
+                names = " and ".join(unused)
+                progress.say(f"note: The recipe has {names}, which counts on other launchers only.")
+            return where.build(store_env, recipe)
+
         try:
-            summary = restore_experiment(store, where.build(store_env), options, progress)
+            summary = restore_experiment(store, build_launcher, options, progress)
         finally:
             context.ensure_object(_Ending).trials_started = progress.has_started
     output.print_summary(summary, experiment=store.uri, list_all=list_all, as_json=as_json)

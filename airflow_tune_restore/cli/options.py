@@ -69,6 +69,44 @@ StaleAfter = Annotated[
     ),
 ]
 
+RecipePatterns = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="The experiment's own .tune_restore/recipe.json may name modules that match, such as "
+        "'team_a.*'. '*' allows all that it can hold. Can be repeated.",
+    ),
+]
+ParamSpace = Annotated[
+    str | None, typer.Option(metavar="MODULE:ATTR", help="Re-specified param_space.")
+]
+SearchAlg = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:ATTR",
+        help="Searcher, function that returns one, Tuner or TuneConfig. It draws the samples that "
+        "are left if the original searcher is lost with tuner.pkl.",
+    ),
+]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="Module to import first, to register trainables. Can be repeated.",
+    ),
+]
+CheckTimeout = Annotated[
+    timedelta,
+    typer.Option(
+        parser=_parse_limit,
+        metavar="SECONDS",
+        show_default=False,
+        help="How long the check of the trainable may take before anything starts "
+        f"({DEFAULT_CHECK_TIMEOUT.total_seconds():.0f}).",
+    ),
+]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScanOptions:
@@ -243,38 +281,19 @@ class RunOptions:
     """The code that runners run, and how many runners run at the same time."""
 
     trainable: Annotated[
-        str,
-        typer.Option(metavar="MODULE:ATTR", help="The trainable, or a name registered with Tune."),
-    ]
-    param_space: Annotated[
-        str | None, typer.Option(metavar="MODULE:ATTR", help="Re-specified param_space.")
-    ] = None
-    search_alg: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:ATTR",
-            help="Searcher, function that returns one, Tuner or TuneConfig. It draws the samples that "
-            "are left if the original searcher is lost with tuner.pkl.",
-        ),
-    ] = None
-    imports: Annotated[
         list[str] | None,
         typer.Option(
-            "--import",
-            metavar="MODULE",
-            help="Module to import first, to register trainables. Can be repeated.",
+            metavar="[NAME=]MODULE:ATTR|FILE",
+            help="The trainable, or a name registered with Tune. With NAME= only for experiments of the "
+            "trainable that was recorded as NAME, or for a glob on the experiment's path. Or a .toml or "
+            ".json file with all that. Can be repeated.",
         ),
     ] = None
-    check_timeout: Annotated[
-        timedelta,
-        typer.Option(
-            parser=_parse_limit,
-            metavar="SECONDS",
-            show_default=False,
-            help="How long the check of the trainable may take before anything starts "
-            f"({DEFAULT_CHECK_TIMEOUT.total_seconds():.0f}).",
-        ),
-    ] = DEFAULT_CHECK_TIMEOUT
+    recipes: RecipePatterns = None
+    param_space: ParamSpace = None
+    search_alg: SearchAlg = None
+    imports: Imports = None
+    check_timeout: CheckTimeout = DEFAULT_CHECK_TIMEOUT
     parallel: Annotated[
         int,
         typer.Option(

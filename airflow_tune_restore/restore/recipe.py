@@ -164,7 +164,7 @@ class Recipe(
         if given := [name for name in _NOT_CODE if getattr(self, name) is not None]:
             raise InvalidInputError(
                 f"it has {' and '.join(given)}, which recipes=True alone allows: a list of modules would "
-                "limit nothing"
+                "limit nothing (in the shell: --recipes '*')"
             )
         for module in self._modules():
             if not any(fnmatchcase(module, pattern) for pattern in modules):

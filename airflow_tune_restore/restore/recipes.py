@@ -25,7 +25,7 @@ from airflow_tune_restore.storage.base import ObjectStore
 MAX_RECIPE_BYTES = 64 * 1024
 """A recipe is some lines of JSON; a larger file is refused."""
 
-_ANY = ("*", "**")
+FOR_ALL = ("*", "**")
 """The globs that every experiment matches: they give the recipe for all others."""
 
 
@@ -60,11 +60,11 @@ class Recipes:
             raise InvalidInputError(f"trainable={trainable!r} is neither text nor a mapping.")
         keyed = trainable if isinstance(trainable, Mapping) else {}
         parsed = {str(key): _parse_entry(str(key), value) for key, value in keyed.items()}
-        others = [parsed[key] for key in _ANY if key in parsed]
+        others = [parsed[key] for key in FOR_ALL if key in parsed]
         if isinstance(trainable, str) and trainable.strip():
             others = [Recipe(trainable=trainable.strip())]
         return cls(
-            by_path={k: v for k, v in parsed.items() if path_glob.is_glob(k) and k not in _ANY},
+            by_path={k: v for k, v in parsed.items() if path_glob.is_glob(k) and k not in FOR_ALL},
             by_name={k: v for k, v in parsed.items() if not path_glob.is_glob(k)},
             others=others[0] if others else None,
             modules=parse_modules(recipes),

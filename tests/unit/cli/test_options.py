@@ -14,7 +14,9 @@ from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeType
 
 COMMANDS = typer.main.get_command(app).commands
-RESTORE_ONLY = {"trainable", "param_space", "search_alg", "imports", "check_timeout", "parallel"}
+RESTORE_ONLY = {
+    *("trainable", "recipes", "param_space", "search_alg", "imports", "check_timeout", "parallel")
+}
 LEASE = {"break_lease", "yes"}
 WHERE = {"on", "address", "runtime_env_json", "working_dir", "image", "namespace", "pod_template"}
 
