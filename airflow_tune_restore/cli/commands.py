@@ -29,6 +29,7 @@ from airflow_tune_restore.cli.places import (
     open_place,
     runner_credentials,
 )
+from airflow_tune_restore.cli.recipe import app as recipe_app
 from airflow_tune_restore.cli.signals import EXIT_SIGNAL, sigterm_as_ctrl_c
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
@@ -51,6 +52,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its panels cut the names of options off in a narrow terminal
 )
+
+app.add_typer(recipe_app, name="recipe")
 
 
 def _show_version(is_asked: bool) -> None:  # noqa: FBT001  Typer's signature

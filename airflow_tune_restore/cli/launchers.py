@@ -173,12 +173,18 @@ class LauncherOptions:
         )
 
     def _runtime_env(self) -> dict[str, Any]:
-        try:
-            runtime_env = json.loads(self.runtime_env_json or "{}")
-        except ValueError as error:
-            raise InvalidInputError(f"--runtime-env-json is not JSON: {error}.") from error
-        if not isinstance(runtime_env, dict):
-            raise InvalidInputError("--runtime-env-json is not a JSON object.")
+        runtime_env = parse_runtime_env(self.runtime_env_json or "{}")
         if self.working_dir is not None:
             runtime_env["working_dir"] = self.working_dir
         return runtime_env
+
+
+def parse_runtime_env(text: str) -> dict[str, Any]:
+    """Return the value of `--runtime-env-json` (InvalidInputError if it is not a JSON object)."""
+    try:
+        runtime_env = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"--runtime-env-json is not JSON: {error}.") from error
+    if not isinstance(runtime_env, dict):
+        raise InvalidInputError("--runtime-env-json is not a JSON object.")
+    return runtime_env

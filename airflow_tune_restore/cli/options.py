@@ -249,19 +249,7 @@ class PlanOptions:
 
     def _flags(self) -> ResumeFlags:
         """Join both forms of Ray's flags; each status is chosen by one of them."""
-        given_twice = {
-            ("--errored", "--resume-errored"): self.errored and self.resume_errored,
-            ("--errored", "--restart-errored"): self.errored and self.restart_errored,
-            ("--unfinished", "--resume-unfinished"): self.unfinished and self.resume_unfinished,
-            ("--unfinished", "--no-resume-unfinished"): (
-                self.unfinished and self.resume_unfinished is False
-            ),
-        }
-        for (option, flag), is_given_twice in given_twice.items():
-            if is_given_twice:
-                raise InvalidInputError(
-                    f"{option} and {flag} are two choices for the same trials. Give one of them."
-                )
+        refuse_two_choices(self)
         flags = ResumeFlags.from_flags(
             resume_unfinished=self.resume_unfinished is not False,
             resume_errored=self.resume_errored,
@@ -274,6 +262,29 @@ class PlanOptions:
             unfinished=self.unfinished or flags.unfinished,
             errored=self.errored or flags.errored,
         )
+
+
+def help_of(name: str) -> str:
+    """Return the help of an option of `PlanOptions`, for another command that has it."""
+    described = get_args(get_type_hints(PlanOptions, include_extras=True)[name])[1]
+    return described if isinstance(described, str) else str(described.help)
+
+
+def refuse_two_choices(given: Any) -> None:
+    """Refuse both forms of Ray's flags for trials of the same status (InvalidInputError)."""
+    given_twice = {
+        ("--errored", "--resume-errored"): given.errored and given.resume_errored,
+        ("--errored", "--restart-errored"): given.errored and given.restart_errored,
+        ("--unfinished", "--resume-unfinished"): given.unfinished and given.resume_unfinished,
+        ("--unfinished", "--no-resume-unfinished"): (
+            given.unfinished and given.resume_unfinished is False
+        ),
+    }
+    for (option, flag), is_given_twice in given_twice.items():
+        if is_given_twice:
+            raise InvalidInputError(
+                f"{option} and {flag} are two choices for the same trials. Give one of them."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
