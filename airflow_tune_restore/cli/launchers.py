@@ -111,8 +111,8 @@ class LauncherOptions:
     def unused_fields(self, recipe: Recipe) -> list[str]:
         """Return the fields of a recipe that count on other launchers only."""
         own = {*_RECIPE_FIELDS[self.on], *(["runtime_env"] if self.runner_address else [])}
-        every = {name: None for names in _RECIPE_FIELDS.values() for name in names}
-        return [name for name in every if name not in own and getattr(recipe, name) is not None]
+        every = {name for names in _RECIPE_FIELDS.values() for name in names}
+        return sorted(name for name in every - own if getattr(recipe, name) is not None)
 
     def _refuse_foreign(self) -> None:
         own = _OPTIONS[self.on]

@@ -264,10 +264,9 @@ class PlanOptions:
         )
 
 
-def help_of(name: str) -> str:
-    """Return the help of an option of `PlanOptions`, for another command that has it."""
-    described = get_args(get_type_hints(PlanOptions, include_extras=True)[name])[1]
-    return described if isinstance(described, str) else str(described.help)
+def option_of_plan(name: str) -> Any:
+    """Return how an option of `PlanOptions` is described, for another command that has it."""
+    return get_args(get_type_hints(PlanOptions, include_extras=True)[name])[1]
 
 
 def refuse_two_choices(given: Any) -> None:

@@ -18,7 +18,7 @@ from airflow_tune_restore.cli.options import (
     ParamSpace,
     RecipePatterns,
     SearchAlg,
-    help_of,
+    option_of_plan,
     refuse_two_choices,
     with_options,
 )
@@ -85,21 +85,21 @@ class RecipeOptions:
             help="Ray runtime_env of jobs, as a JSON object. Its code is named by URLs.",
         ),
     ] = None
-    resume_errored: Annotated[bool | None, help_of("resume_errored")] = None
-    restart_errored: Annotated[bool | None, help_of("restart_errored")] = None
-    resume_unfinished: Annotated[bool | None, help_of("resume_unfinished")] = None
-    resume_cut_short: Annotated[bool | None, help_of("resume_cut_short")] = None
-    finished: Annotated[ResumeType | None, help_of("finished")] = None
-    unfinished: Annotated[ResumeType | None, help_of("unfinished")] = None
-    errored: Annotated[ResumeType | None, help_of("errored")] = None
-    strategy: Annotated[str | None, help_of("strategy")] = None
-    fresh_budget: Annotated[bool | None, help_of("fresh_budget")] = None
-    trim_results: Annotated[bool | None, help_of("trim_results")] = None
-    newest_checkpoint: Annotated[bool | None, help_of("newest_checkpoint")] = None
-    allow_scratch: Annotated[bool | None, help_of("allow_scratch")] = None
-    remember_scheduler: Annotated[bool | None, help_of("remember_scheduler")] = None
-    ignore_tuner: Annotated[bool | None, help_of("ignore_tuner")] = None
-    trust_name: Annotated[bool | None, help_of("trust_name")] = None
+    resume_errored: Annotated[bool | None, option_of_plan("resume_errored")] = None
+    restart_errored: Annotated[bool | None, option_of_plan("restart_errored")] = None
+    resume_unfinished: Annotated[bool | None, option_of_plan("resume_unfinished")] = None
+    resume_cut_short: Annotated[bool | None, option_of_plan("resume_cut_short")] = None
+    finished: Annotated[ResumeType | None, option_of_plan("finished")] = None
+    unfinished: Annotated[ResumeType | None, option_of_plan("unfinished")] = None
+    errored: Annotated[ResumeType | None, option_of_plan("errored")] = None
+    strategy: Annotated[str | None, option_of_plan("strategy")] = None
+    fresh_budget: Annotated[bool | None, option_of_plan("fresh_budget")] = None
+    trim_results: Annotated[bool | None, option_of_plan("trim_results")] = None
+    newest_checkpoint: Annotated[bool | None, option_of_plan("newest_checkpoint")] = None
+    allow_scratch: Annotated[bool | None, option_of_plan("allow_scratch")] = None
+    remember_scheduler: Annotated[bool | None, option_of_plan("remember_scheduler")] = None
+    ignore_tuner: Annotated[bool | None, option_of_plan("ignore_tuner")] = None
+    trust_name: Annotated[bool | None, option_of_plan("trust_name")] = None
 
     def recipe(self) -> Recipe:
         """Return the recipe (InvalidInputError if an option is not valid)."""

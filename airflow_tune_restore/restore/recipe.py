@@ -43,7 +43,9 @@ RUN_FIELDS = (*_NAMES_CODE, "imports", "python", "image", "env", "runtime_env")
 _NOT_CODE = ("python", "image", "env", "runtime_env")
 
 
-class ResumeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ResumeConfig(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """What is done with trials by their status, as `resume_config` of `BuildRestorePlanOperator`."""
 
     finished: _Kind | None = None
