@@ -183,8 +183,10 @@ def restore(
 
         def build_launcher(recipe: Recipe) -> Launcher:
             if unused := where.unused_fields(recipe):
-                names = " and ".join(unused)
-                progress.say(f"note: The recipe has {names}, which counts on other launchers only.")
+                names = ", ".join(unused)
+                progress.say(
+                    f"note: --on {where.on} does not use these fields of the recipe: {names}"
+                )
             return where.build(store_env, recipe)
 
         try:

@@ -187,15 +187,18 @@ def test_a_recipe_that_changes_after_the_check_changes_nothing(tune_restore, mon
     assert started == [("bad", "good.one:train"), (layout.WHOLE_EXPERIMENT, "good.one:train")]
 
 
-def test_fields_of_other_launchers_are_noted(restore, launcher, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "unused", "runtime_env"),
+    [((), "image, runtime_env", {}), (("--address", "head:6379"), "image", {"pip": ["x"]})],
+)
+def test_fields_of_other_launchers_are_noted(
+    restore, launcher, tmp_path, options, unused, runtime_env
+):
     file = tmp_path / "trainables.toml"
-    file.write_text("[train]\ntrainable = 'm:t'\nimage = 'sweeps:1'\nruntime_env = {pip = ['x']}\n")
-    _, _, err = restore("--trainable", file, "--resume-errored")
-    assert (
-        "note: The recipe has image and runtime_env, which counts on other launchers only." in err
-    )
-    _, _, err = restore("--trainable", file, "--resume-errored", "--address", "head:6379")
-    assert launcher.started[-1].runtime_env == {"pip": ["x"]}
+    file.write_text("[train]\ntrainable = 'm:t'\nimage = 'x:1'\nruntime_env = {pip = ['x']}\n")
+    _, _, err = restore("--trainable", file, "--resume-errored", *options)
+    assert f"note: --on local does not use these fields of the recipe: {unused}\n" in err
+    assert [request.runtime_env for request in launcher.started] == [runtime_env]
 
 
 def test_an_option_of_another_launcher_is_refused_before_the_experiment_is_read(
