@@ -170,17 +170,18 @@ class Hosts:
             ray.end()
 
     def restore_by_us(
-        self, uri: str, trainable: str, *, flags: ResumeFlags, strategy: str = "auto",
+        self, uri: str, trainable: str | Recipes, *, flags: ResumeFlags, strategy: str = "auto",
         env: dict[str, str] | None = None, param_space: str | None = None,
         search_alg: str | None = None, imports: tuple[str, ...] = (), **choices: Any,
     ) -> CommitSummary | None:  # fmt: skip
         """Do what `tune-restore restore` does, with runners in the host."""
+        is_one = isinstance(trainable, str)
         chosen = shell.RestoreOptions(
             prepare=PrepareOptions(
                 choices=PlanChoices(flags=flags, strategy=strategy, **choices),
                 stale_after=timedelta(0),
                 can_start=param_space is not None, can_search=search_alg is not None,
-                recipes=Recipes.parse(trainable),
+                recipes=Recipes.parse(trainable) if is_one else trainable,
             ),
             run=RunOptions(param_space=param_space, search_alg=search_alg, imports=list(imports)),
             address=self.address,
