@@ -43,7 +43,9 @@ RUN_FIELDS = (*_NAMES_CODE, "imports", "python", "image", "env", "runtime_env")
 _NOT_CODE = ("python", "image", "env", "runtime_env")
 
 
-class ResumeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ResumeConfig(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """What is done with trials by their status, as `resume_config` of `BuildRestorePlanOperator`."""
 
     finished: _Kind | None = None
@@ -164,7 +166,7 @@ class Recipe(
         if given := [name for name in _NOT_CODE if getattr(self, name) is not None]:
             raise InvalidInputError(
                 f"it has {' and '.join(given)}, which recipes=True alone allows: a list of modules would "
-                "limit nothing"
+                "limit nothing (in the shell: --recipes '*')"
             )
         for module in self._modules():
             if not any(fnmatchcase(module, pattern) for pattern in modules):

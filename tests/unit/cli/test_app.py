@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from airflow_tune_restore.cli import commands as cli
 from airflow_tune_restore.cli import restore
+from airflow_tune_restore.cli.signals import sigterm_as_ctrl_c
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.launch.base import RunState
 from airflow_tune_restore.protocol import layout, lease
@@ -671,7 +671,7 @@ def test_a_signal_that_is_sent_twice_is_one_ctrl_c():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     times = iter([10.0, 11.9, 12.0])
     try:
-        with cli._sigterm_as_ctrl_c(lambda: next(times)):
+        with sigterm_as_ctrl_c(lambda: next(times)):
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)
