@@ -48,7 +48,9 @@ _ARGUMENT = re.compile(r"^    (\w[\w,\s]*): (.+(?:\n {8}.*)*)", re.MULTILINE)
 _NOT_CODE = ("python", "image", "env", "runtime_env")
 
 
-class ResumeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ResumeConfig(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """What is done with trials by their status, as `resume_config` of `BuildRestorePlanOperator`."""
 
     finished: _Kind | None = None
@@ -73,7 +75,7 @@ class Recipe(
         env: Environment variables of the runners, added to those of the DAG. No secrets.
         runtime_env: Ray runtime_env of jobs, laid over that of the DAG.
         resume_unfinished, resume_errored, restart_errored, resume_cut_short, resume_config: Which trials
-            are run, as in `BuildRestorePlanOperator`.
+            are run, as in `BuildRestorePlanOperator`. A status that is not given leaves the DAG's choice.
         strategy, fresh_budget, trim_results, remember_scheduler, allow_scratch, newest_checkpoint,
             ignore_tuner, trust_name: As in `airflow_tune_restore.restore.choices.PlanChoices`.
     """
@@ -234,12 +236,10 @@ class Recipe(
                     f"its runtime_env names {printable(str(place))}, a place on the machine that reads "
                     "the recipe; it may only name URLs"
                 )
-        if (
-            runtime_env.get("excludes") is not None
-        ):  # `!.env` would send a file that the DAG's leave out
+        if runtime_env.get("excludes") is not None:  # `!.env` sends what is left out otherwise
             raise InvalidInputError(
-                "its runtime_env has excludes, which decide which files of the DAG's working_dir are sent "
-                "to the cluster"
+                "its runtime_env has excludes, which decide which files of the DAG's working_dir are "
+                "sent to the cluster"
             )
 
 
