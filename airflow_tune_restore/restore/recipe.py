@@ -231,7 +231,8 @@ class Recipe(
             *(modules if isinstance(modules, list) else [modules]),
         ]
         for place in places:
-            if place is not None and Location.parse(str(place)).scheme in LOCAL_SCHEMES:
+            is_url = isinstance(place, str) and Location.parse(place).scheme not in LOCAL_SCHEMES
+            if place is not None and not is_url:
                 raise InvalidInputError(
                     f"its runtime_env names {printable(str(place))}, a place on the machine that reads "
                     "the recipe; it may only name URLs"

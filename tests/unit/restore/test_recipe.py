@@ -230,7 +230,8 @@ PLACES = [
         "./code",
         "../x",
     ),
-    *("x.zip", "~/x.zip", "", " ", "/etc/x://y", "~x://y", {"a": "/etc"}, ["/etc"], 5),
+    *("x.zip", "~/x.zip", "", " ", "/etc/x://y", "~x://y", {"a": "/etc"}, ["/etc"], 5, True),
+    *(["s3://b/x.zip"], ["FILE:///x"], {"s3://b/x.zip": 1}),
 ]
 
 
@@ -240,7 +241,7 @@ def test_a_runtime_env_in_storage_names_no_file_of_the_worker(place, modules):
     for runtime_env in (
         {"working_dir": place},
         {"py_modules": ["s3://b/x.zip", place]},
-        {"py_modules": place} if place not in ("", ["/etc"]) else {"working_dir": place},
+        {"py_modules": place} if isinstance(place, str) and place else {"working_dir": place},
     ):
         with pytest.raises(InvalidInputError, match="a place on the machine that reads the recipe"):
             recipe(runtime_env=runtime_env).check_allowed(modules)
