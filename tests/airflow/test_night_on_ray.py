@@ -1,23 +1,36 @@
-"""The nightly DAG brings an experiment on S3 back through a real Ray cluster, with what a night brings.
+"""Nightly DAGs bring experiments on S3 back through a real Ray cluster, and end as `Tuner.restore` does.
 
-Authentication is on, the triggerer and a worker are killed, and a job is cancelled in the Ray dashboard.
-The end equals that of `Tuner.restore` on a copy. Ray's token is known to the connection alone, the
-store's keys to the cluster and to Airflow's connection.
+One night, the triggerer and a worker are killed, and a job is cancelled in the Ray dashboard.
+Authentication is on. Ray's token is known to the connection alone, the store's keys to the cluster and to
+Airflow's connection. Another night, one DAG restores the sweeps of three teams, each with its own recipe,
+and names the sweep that nobody has a trainable for.
 """
 
 import json
 import os
+import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.support import FAILED
 from tests.support.airflow import canary
+from tests.support.experiments.failed import TRAINABLES
 from tests.support.experiments.sweeps import copy_sweep
 from tests.support.ray.cluster import ray_cluster
+from tests.support.ray.compared import RESUMED, Case, compare
+from tests.support.ray.tuner_restore import ask_ray
 
 DAG = "nightly_recovery"
 TRIAL = "restore.trial"
 NAME = "on_ray"
+
+OF_TEAMS = "nightly_of_teams"
+TEAMS = {"team_a": "errored", "team_b": "asha_class", "team_c": "registered"}
+"""The kind of each team's sweep. They are restored by a glob, a recorded name, and a recipe of its own."""
+
+OWN_RECIPE = {"schema": 1, "trainable": "counting_by_name", "imports": ["tests.trainables"]}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +79,70 @@ def test_a_night_on_a_cluster_ends_as_tuner_restore(
     }
     assert canary.leaks(places, (*canaries.all, cluster.token)) == []
     by_hand.assert_equal(ours, seaweed.env)
+
+
+def test_one_dag_restores_the_sweeps_of_three_teams_and_names_the_unknown_one(
+    running, cluster, seaweed, tmp_path
+):
+    place = "night_of_teams/sweeps"
+    for team, kind in {**TEAMS, "team_d": "two_errored"}.items():
+        sweep = shutil.copytree(FAILED / kind, tmp_path / "ours" / team / kind)
+        if team == "team_c":
+            (sweep / ".tune_restore").mkdir()
+            (sweep / ".tune_restore" / "recipe.json").write_text(json.dumps(OWN_RECIPE))
+        seaweed.upload(sweep, f"{place}/{team}/{kind}")
+    unknown = f"{seaweed.bucket}/{place}/team_d"
+    before = objects(seaweed, unknown)
+    prefix = f"s3://seaweed@{seaweed.bucket}/{place}"
+    with ThreadPoolExecutor(1) as pool:
+        by_hand = pool.submit(restore_by_hand, tmp_path / "theirs")
+        run_id = running.trigger(OF_TEAMS, {"prefix": prefix})
+        assert running.finish(OF_TEAMS, run_id) == "success", running.log_tail()
+    lines = running.xcom(OF_TEAMS, run_id, "restore.commit", "experiments")
+    found = {line["experiment"]: (line["outcome"], line["trials_finished"]) for line in lines}
+    restored = {f"{prefix}/{team}/{kind}": ("restored", 1) for team, kind in TEAMS.items()}
+    sweep = f"{prefix}/team_d/two_errored"
+    assert found == {**restored, sweep: ("unknown", 0)}
+    assert objects(seaweed, unknown) == before
+    line = 'Add the line "counting": "package.module:attribute", to trainable={…}'
+    assert line in running.task_log(OF_TEAMS, run_id, "restore.plan")
+    table = running.task_log(OF_TEAMS, run_id, "restore.commit").splitlines()
+    (row,) = [row for row in table if sweep in row and "no trainable" in row]
+    assert line in row
+    uris = [f"{seaweed.url}/{place}/{team}/{kind}" for team, kind in TEAMS.items()]
+    reported = {}
+    all_ours = ask_ray("describe", *uris, **seaweed.env)
+    for (team, kind), ours, theirs in zip(TEAMS.items(), all_ours, by_hand.result(), strict=True):
+        assert (ours["errors"], ours["terminated"]) == (0, len(ours["trials"]))
+        reported[team] = take_teams(ours)
+        compare(ours, theirs, Case(team, kind, RESUMED))
+    # from `env` of one recipe, and from `runtime_env` of another
+    assert reported == {"team_a": {"a"}, "team_b": {"b"}, "team_c": set()}
+
+
+def restore_by_hand(directory) -> list[dict]:
+    """Let `Tuner.restore` bring copies of the teams' sweeps back, and return what Ray reads of them."""
+    copies = [shutil.copytree(FAILED / kind, directory / kind) for kind in TEAMS.values()]
+    cases = [
+        {"uri": str(copy), "trainable": TRAINABLES[copy.name], "flags": RESUMED} for copy in copies
+    ]
+    (directory / "cases.json").write_text(json.dumps(cases))
+    ask_ray("restore", str(directory / "cases.json"), TUNE_TEST_HEALED="1")
+    return ask_ray("describe", *map(str, copies))
+
+
+def objects(s3, place: str) -> dict[str, tuple]:
+    """Return the body of each object, and when it was written."""
+    store = s3.filesystem()
+    found = store.find(place, detail=True)
+    return {path: (store.cat_file(path), each["LastModified"]) for path, each in found.items()}
+
+
+def take_teams(described: dict) -> set[str]:
+    """Take out of all results in whose environment they were made, and return those that were."""
+    trials = described["trials"]
+    results = [result for trial in trials for result in (trial["last_result"], *trial["rows"])]
+    return {result.pop("team") for result in results if "team" in result}
 
 
 def kill_a_worker(running, cluster, run_id: str) -> int:
