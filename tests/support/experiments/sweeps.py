@@ -108,7 +108,7 @@ def copy_dag(directory: Path, dag_id: str, copy_id: str, **env: str) -> None:
 
 
 def copy_trainables(directory: Path) -> Path:
-    """Copy the code of the experiments in `tests/golden/failed`, as a user's code is sent to a cluster."""
+    """Copy the code of the experiments in `tests/golden/failed`, to be sent to a cluster."""
     package = Path("tests", "support", "experiments")
     for place in (Path("tests"), package.parent, package):
         (directory / place).mkdir()
