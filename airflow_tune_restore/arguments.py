@@ -229,12 +229,14 @@ def check_literals(values: Mapping[str, Any], template_fields: Iterable[str]) ->
     """
     rendered = frozenset(template_fields)
     for name, value in values.items():
+        is_keyed = name == "trainable" and isinstance(value, Mapping)
         if name in _CODE:
-            is_keyed = name == "trainable" and isinstance(value, Mapping)
             for code in _codes(value) if is_keyed else [value]:
                 _refuse_objects(name, code)
         if name not in _PARSERS:
             continue
+        if is_keyed:  # a template in one entry must not hide what is wrong with another
+            value = {key: item for key, item in value.items() if not is_computed(item)} or value
         if not is_computed(value):
             _PARSERS[name](name, value)
         elif name not in rendered:
@@ -292,14 +294,12 @@ def parse_on_unknown(name: str, value: Any) -> bool:
 
 
 def _parse_trainable(name: str, value: Any) -> None:
-    if isinstance(value, Mapping):
-        Recipes.parse(value)
-        return
-    if value is not None and not value.strip():  # a plan may do without
+    if isinstance(value, str) and not value.strip():  # a plan may do without any
         raise InvalidInputError(
             f"{name}={value!r} names no trainable. Give 'package.module:attribute', or a name that is "
             "registered with Tune."
         )
+    Recipes.parse(value)
 
 
 def _parse_list(name: str, value: Any, of: str) -> list[Any]:

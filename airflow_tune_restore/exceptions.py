@@ -63,14 +63,16 @@ class UnknownTrainableError(InvalidInputError):
     Args:
         name: The recorded name of its trainable; "" if it is unknown.
         problem: Why the recipe that its sweep wrote cannot be used; "" without one.
+        key: The key of the line that gives one: the name, or a glob that matches this experiment.
     """
 
     experiment: str
     name: str
     problem: str = ""
+    key: str = ""
 
     def __str__(self) -> str:
-        key = self.name or self.experiment
+        key = self.key or self.name or self.experiment
         problem = f"; {self.problem}" if self.problem else ""
         line = f'{json.dumps(key, ensure_ascii=False)}: "package.module:attribute",'
         option = f"--trainable {quote(f'{key}=package.module:attribute')}"

@@ -350,7 +350,7 @@ class BuildRestorePlanOperator(RecipeOperator):
         )
 
     def _has_trainable(self) -> bool:
-        return bool(self.trainable or self.recipes)
+        return parse_text(self.trainable) is not None or bool(self.recipes)
 
     def _parse_bools(self, names: Sequence[str]) -> dict[str, bool]:
         return {name: arguments.parse_bool(name, getattr(self, name)) for name in names}
