@@ -151,9 +151,11 @@ class ExperimentTable:
 
         shown = self.lines[:MAX_ROWS]
         most = _REASONS_LENGTH // max(len(shown), 1)
+        # a fixed width: of columns that rich narrows below their `min_width`, it cuts the last one off
         longest = max((len(line.experiment) for line in shown), default=0)
+        width = min(max(longest, len("experiment")), _WHOLE_ADDRESS)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("experiment", overflow="fold", min_width=min(longest, _WHOLE_ADDRESS))
+        table.add_column("experiment", overflow="fold", width=width)
         table.add_column("outcome", no_wrap=True)
         table.add_column("trials", no_wrap=True)
         table.add_column("what happened", overflow="fold")

@@ -171,6 +171,18 @@ def test_the_table_shows_the_first_rows_and_counts_the_others():
     assert table.headline() == "6010 experiments: 3 refused, 1000 restored, 5007 left alone"
 
 
+@pytest.mark.parametrize("length", [10, 60, 67, 80, 81, 200])
+def test_the_table_folds_long_words_and_loses_nothing_of_them(length):
+    address = "/" + "A" * (length - 1)
+    found = [
+        ExperimentLine(experiment=address, outcome="unknown", reason=f"{'B' * 90} {'C' * 90}"),
+        ExperimentLine(experiment="/z", outcome="restored", trials_run=1),
+    ]
+    shown = ExperimentTable.build(found, {}, {}).render()
+    assert {letter: shown.count(letter) for letter in "ABC"} == {"A": length - 1, "B": 90, "C": 90}
+    assert (address in shown) == (length <= 80)  # then it can be copied
+
+
 def test_the_table_of_very_long_reasons_has_at_most_a_thousand_lines():
     found = [
         ExperimentLine(experiment=f"/x/{n}", outcome="refused", reason="why " * (NOTE_LENGTH // 4))
