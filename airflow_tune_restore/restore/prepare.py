@@ -39,6 +39,7 @@ from airflow_tune_restore.restore.commit_record import name_commit
 from airflow_tune_restore.restore.flags import ResumeType
 from airflow_tune_restore.restore.kept import NameOption, describe_kept, in_dag
 from airflow_tune_restore.restore.ledger import Ledger, read_ledger
+from airflow_tune_restore.restore.part import limit_tasks
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
 from airflow_tune_restore.restore.planner import build_plan, build_search_plan, choices_for
 from airflow_tune_restore.storage.base import Entry, ObjectStore
@@ -60,6 +61,7 @@ class PrepareOptions:
         ask_driver: Returns whether a driver runs for an experiment (URI) that looks dead.
         name_option: Returns an option as its user writes it.
         ask_holder: Returns whether another restore that holds the lease is known to have ended.
+        most_tasks: How many tasks the trials may have (`restore.part`); None for any number.
     """
 
     choices: PlanChoices = field(default_factory=PlanChoices)
@@ -69,6 +71,7 @@ class PrepareOptions:
     ask_driver: Callable[[str], DriverStatus] | None = None
     name_option: NameOption = in_dag
     ask_holder: AskHolder | None = None
+    most_tasks: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +209,7 @@ def _plan(
         warnings=(*plan.warnings, *notes),
         failures={t.trial_id: known[t.trial_id] for t in plan.to_run if t.trial_id in known},
     )
+    plan = limit_tasks(plan, options.most_tasks)
     return PreparedRestore.of(store, experiment, plan, options)
 
 
