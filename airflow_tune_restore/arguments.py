@@ -325,7 +325,7 @@ _PARSERS: dict[str, _Parser] = {
     "lease_ttl": parse_lease_ttl,
     **dict.fromkeys(_NAMES, _parse_name),
     **dict.fromkeys(("env", "runtime_env"), _parse_mapping),
-    "max_attempts": parse_count,
+    **dict.fromkeys(("max_attempts", "max_trials"), parse_count),
     "max_depth": parse_depth,
     "max_memory": parse_bytes,
     "resume_config": _parse_resume_config,

@@ -20,8 +20,8 @@ from airflow_tune_restore.hooks.xcom_size import unpack
 from airflow_tune_restore.launch.account import runner_account
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.operators import xcom
+from airflow_tune_restore.operators.dag_run_room import take_what_fits
 from airflow_tune_restore.operators.experiment_batch import ExperimentBatch
-from airflow_tune_restore.operators.map_limit import refuse_too_many
 from airflow_tune_restore.operators.plan_log import log_plans
 from airflow_tune_restore.operators.trainable_check import TrainableCheck
 from airflow_tune_restore.operators.trial_items import build_items
@@ -53,6 +53,7 @@ class BuildRestorePlanOperator(CheckedOperator):
 
     * `restored`: its restore was started; `continue_search`: only its search is left to continue.
     * `left_alone`: it is running, another restore works on it, or nothing is to do.
+    * `waiting`: this DAG run has no room for it. The next one takes it.
     * `misfit`: it was made with another trainable.
     * `refused`: it cannot be restored before a person has done something.
 
@@ -86,6 +87,8 @@ class BuildRestorePlanOperator(CheckedOperator):
             ignore_tuner, trust_name, max_attempts: As in
             `airflow_tune_restore.restore.choices.PlanChoices`.
         max_memory: `PlanChoices.max_memory_bytes`.
+        max_trials: Most trials of this DAG run, if fewer than `[core] max_map_length`. The longest dead
+            experiments come first, whole ones before a part of one. The others wait. (templated)
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds. 0
             if it is known to be dead.
         lease_ttl: How long the restore counts as alive while none of its trials runs; timedelta or
@@ -113,6 +116,7 @@ class BuildRestorePlanOperator(CheckedOperator):
         *SWITCHES,
         "max_attempts",
         "max_memory",
+        "max_trials",
         "stale_after",
         "check_timeout",
         "storage_conn_id",
@@ -147,6 +151,7 @@ class BuildRestorePlanOperator(CheckedOperator):
         trials: Sequence[str] | str | None = None,
         max_attempts: int | str | None = None,
         max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
+        max_trials: int | str | None = None,
         stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
         lease_ttl: timedelta | float = DEFAULT_LEASE_TTL,
         check_timeout: timedelta | float | str = DEFAULT_CHECK_TIMEOUT,
@@ -181,6 +186,7 @@ class BuildRestorePlanOperator(CheckedOperator):
         self._has_trials = trials is not None
         self.max_attempts = max_attempts
         self.max_memory = max_memory
+        self.max_trials = max_trials
         self.stale_after = stale_after
         self.lease_ttl = lease_ttl
         self.check_timeout = check_timeout
@@ -200,6 +206,7 @@ class BuildRestorePlanOperator(CheckedOperator):
             experiments = unpack(self.experiments)
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             options = self._options()
+            max_trials = arguments.parse_count("max_trials", self.max_trials)
             runner_account(self._user(), self.launcher)
             batch = ExperimentBatch(
                 map(hook.address, arguments.parse_addresses(experiments)),
@@ -208,7 +215,7 @@ class BuildRestorePlanOperator(CheckedOperator):
             )
         try:
             with as_airflow_errors():
-                started = self._start_all(context, hook, batch, options)
+                started = self._start_all(context, hook, batch, options, max_trials)
         finally:
             outcomes = batch.to_xcom()
             ti.xcom_push(xcom.OUTCOMES_KEY, outcomes)
@@ -224,19 +231,20 @@ class BuildRestorePlanOperator(CheckedOperator):
         hook: ExperimentStorageHook,
         batch: ExperimentBatch,
         options: PrepareOptions,
+        max_trials: int | None,
     ) -> list[tuple[Address, RestorePlan]]:
         prepared = self._prepare_all(context, hook, batch, options)
         has_evidence = self._refuse_misfits(hook, batch, prepared)
-        prepared = batch.undecided(prepared)
-        refuse_too_many(batch, prepared)
+        prepared = take_what_fits(batch, batch.undecided(prepared), max_trials)
         by_name = batch.places.keys() - has_evidence if batch.spans_directories else set()
         to_start: dict[str, PreparedRestore] = {}
-        for text, restore in batch.undecided(prepared).items():
+        for text, restore in prepared.items():
             if restore.plan.only_continues_search and not restore.nothing_to_do:
                 batch.continue_search(text, by_name=text in by_name)
             else:
                 to_start[text] = restore
                 batch.take(text, restore.plan.restore_id, by_name=text in by_name)
+                batch.describe_part(text, restore.plan)
         # pushed before, too: if this task dies half-way, the commit finds the leases that it took
         context["ti"].xcom_push(xcom.OUTCOMES_KEY, batch.to_xcom())
         return self._start(context, batch, to_start)
@@ -287,6 +295,7 @@ class BuildRestorePlanOperator(CheckedOperator):
                 nothing = "a restore that died had left nothing more to do"
                 batch.leave_alone(text, prepared[text].nothing_to_do or nothing)
             else:
+                batch.describe_part(text, plan)
                 started.append((batch.places[text], plan))
         return started
 
@@ -382,6 +391,7 @@ def _find_started(context: Context, hook: ExperimentStorageHook, address: Addres
 
 
 def _items(address: Address, plan: RestorePlan) -> list[xcom.TrialXCom]:
-    """Return one item per trial, and one for the samples that the same run adds."""
-    trials = (*plan.to_run, None) if plan.continues_search else plan.to_run
+    """Return one item per trial with a task, and one for the other trials and the samples of its run."""
+    has_more = plan.task_count > len(plan.with_tasks)
+    trials = (*plan.with_tasks, None) if has_more else plan.with_tasks
     return [xcom.TrialXCom.build(address, plan, trial) for trial in trials]

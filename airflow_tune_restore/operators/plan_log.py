@@ -7,6 +7,7 @@ from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.protocol.printable import counted, printable, share
 from airflow_tune_restore.restore.kept import describe_kept, in_dag
 from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.summary import describe_waiting
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -24,10 +25,11 @@ def log_plans(log: "Logger", started: Sequence[tuple[Address, RestorePlan]]) -> 
     Behind the first experiments, each has one line; the last ones are counted.
     """
     for number, (address, plan) in enumerate(started[:MAX_NAMED]):
+        waits = f"; {describe_waiting(plan.waiting)} for the next DAG run" if plan.waiting else ""
         log.info(
-            "%s: restore %s, %s to run, from %s",
+            "%s: restore %s, %s to run, from %s%s",
             *(address, plan.restore_id, share(len(plan.to_run), len(plan.trials), "trial")),
-            plan.base.name,
+            *(plan.base.name, waits),
         )
         if number < MAX_DETAILED:
             _log_trials(log, address, plan)

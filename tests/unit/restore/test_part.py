@@ -1,4 +1,4 @@
-"""A plan is fitted into the tasks of one DAG run: in parts, or with one task for the rest of the trials."""
+"""A plan is fitted into the tasks of one DAG run: in parts, or with one task for the rest."""
 
 import json
 
