@@ -297,8 +297,8 @@ class RestFailedError(TuneRestoreError):
     def __str__(self) -> str:
         return (
             f"{self.count} of the {self.whole} trials of {self.experiment} that this task follows did "
-            f"not finish: {self.reasons.rstrip('.')}. The commit keeps their progress, and the next restore "
-            "with resume_errored=True resumes them."
+            f"not finish: {self.reasons.rstrip('.')}. The commit keeps their progress, and the next "
+            "restore with resume_errored=True resumes them."
         )
 
 

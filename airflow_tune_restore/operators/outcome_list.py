@@ -35,10 +35,11 @@ _RESERVED_PARTS = 8
 
 @dataclass(frozen=True, slots=True)
 class OutcomeList:
-    """The outcomes of all experiments, and how many are not listed, by outcome; with their waiting trials.
+    """The outcomes of all experiments, and how many are not listed, by outcome.
 
     While all fit into an XCom, it is a list in the order in which the experiments were given. Else it is
     one packed list: first those that need a commit, then as many of the others as fit.
+    `unlisted_trials` is how many trials of experiments that are not listed wait.
     """
 
     items: tuple[OutcomeXCom, ...]

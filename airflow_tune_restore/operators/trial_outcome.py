@@ -37,8 +37,8 @@ def judge(
 ) -> dict[str, Any]:
     """Return the summary of a finished trial; every other outcome fails the task.
 
-    `because` is the reason why it was stopped, if it is known. Of a whole-experiment run with more trials
-    than tasks, the task of the run itself also fails if one of the trials without a task has not finished.
+    `because` is the reason why it was stopped, if it is known. Where a whole-experiment run has more
+    trials than tasks, the task of the run itself also fails if a trial without a task did not finish.
 
     Raises:
         TrialFailedError: If the trial failed again.

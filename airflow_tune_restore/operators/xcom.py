@@ -117,8 +117,8 @@ class TrialXCom(_ItemXCom):
 
     Args:
         restore_id: The restore that it is a part of.
-        trial_id: Its id in the plan; `layout.WHOLE_EXPERIMENT` for the continued search, and for the trials
-            of a whole-experiment run that have no task of their own.
+        trial_id: Its id in the plan; `layout.WHOLE_EXPERIMENT` for the continued search, and for the
+            trials of a whole-experiment run that have no task of their own.
         experiment_name: Last part of the experiment's URI.
         action: `resume`, `restart`, `draw`, or `run` for trials without a task of their own.
         checkpoint: Checkpoint it starts from, or None; for display.

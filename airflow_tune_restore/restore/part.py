@@ -2,7 +2,8 @@
 
 Trials that do not depend on each other are restored in parts: a part is a restore of chosen trials, so
 the rows of the others stay byte for byte, and the search is left to the restore that takes the last ones.
-A whole-experiment run is never divided: one more task follows the trials for which there is no room.
+A whole-experiment run is never divided: if there is no room for a task of each trial, one more task
+follows the last ones.
 """
 
 from dataclasses import replace
