@@ -60,8 +60,8 @@ def sample_plan() -> dict[str, Any]:
     store.put(STATE_NAME, make_state([make_row("bad", status="ERROR"), make_row("done")]))
     made = json.loads(start_night(store).to_json())
     made["choices"]["max_attempts"] = 3
-    return made | {"own_tasks": 1, "warnings": ["odd"], "searcher_lost": "gone", "metric": "score", "mode": "max",
-                   "samples_left": 2}  # fmt: skip
+    return made | {"warnings": ["odd"], "own_tasks": 1, "searcher_lost": "gone", "metric": "score",
+                   "mode": "max", "samples_left": 2}  # fmt: skip
 
 
 def sample_planned() -> dict[str, Any]:
