@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from shlex import quote
-from typing import Any
+from typing import Any, NoReturn
 
 from airflow.sdk import Context, TriggerRule
 
@@ -74,23 +74,25 @@ class RepeatRunOperator(CheckedOperator):
             found = resolve_xcom(self.totals, context)
             totals = Totals.parse(found)
         if found is None:
-            raise AirflowSkipException(
+            self._skip(
                 "No further DAG run is started: the commit has no totals. What waits is in the log of "
                 "the plan task."
             )
         if not totals.waiting_experiments:
-            raise AirflowSkipException("No further DAG run is started: nothing waits for it.")
+            self._skip("No further DAG run is started: nothing waits for it.")
+        waits = totals.describe_waiting()
         row = Repetition.of_run(dag_run.run_id, dag_run.run_after)
         end = end_of_window(row.origin, dag.timezone, until, max_duration)
         if end is not None and datetime.now(UTC) >= end:
-            self._skip(totals, f"the time for it was over at {end:%Y-%m-%d %H:%M:%S} UTC", context)
+            over = f"the time for it was over at {end:%Y-%m-%d %H:%M:%S} UTC"
+            self._skip(_describe_stop(waits, over, dag_run))
         if not (totals.trials_finished or self._has_drawn(context)):
             why = "no trial that ran has finished, so the next DAG run would end in the same way"
-            self._skip(totals, why, context)
+            self._skip(_describe_stop(waits, why, dag_run))
         run_id = row.next_run_id()
         refusal = start_dag_run(dag_run.dag_id, run_id, dag_run.conf or {})
         how = f"It exists already ({refusal})" if refusal else "It was started"
-        self.log.info("%s. DAG run %s takes them. %s.", totals.describe_waiting(), run_id, how)
+        self.log.info("%s. DAG run %s takes them. %s.", waits, run_id, how)
         return {"run_id": run_id, "waiting_trials": totals.waiting_trials}
 
     def _has_drawn(self, context: Context) -> bool:
@@ -101,14 +103,10 @@ class RepeatRunOperator(CheckedOperator):
         # one XCom after the other: the first one that counts is enough
         return any(isinstance(each, Mapping) and bool(each.get("trials_run")) for each in found)
 
-    def _skip(self, totals: Totals, why: str, context: Context) -> None:
-        self.log.warning(
-            "%s, and no further DAG run is started: %s. To start one: %s",
-            *(totals.describe_waiting(), why, _command(context["dag_run"])),
-        )
-        raise AirflowSkipException(
-            f"{totals.describe_waiting()}, and no further DAG run is started: {why}."
-        )
+    def _skip(self, reason: str) -> NoReturn:
+        """Skip the task; of the reason for that, Airflow's own line has nothing."""
+        self.log.info("%s", reason)
+        raise AirflowSkipException(reason)
 
 
 def check_window(repeat: Any, until: Any, max_duration: Any) -> None:
@@ -122,6 +120,12 @@ def check_window(repeat: Any, until: Any, max_duration: Any) -> None:
         raise InvalidInputError(
             f"{' and '.join(given)} needs repeat=True: no further DAG run is started without it."
         )
+
+
+def _describe_stop(waits: str, why: str, dag_run: Any) -> str:
+    """Return what the person on call needs, if the row of DAG runs stops before its end."""
+    start = f"To start one: {_command(dag_run)}"
+    return f"{waits}, and no further DAG run is started: {why}. {start}"
 
 
 def _command(dag_run: Any) -> str:
