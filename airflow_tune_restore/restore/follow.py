@@ -94,7 +94,8 @@ class Follower:
         if self.trial_id != layout.WHOLE_EXPERIMENT:
             return True
         self._read += 1
-        is_shown = self._read % 10 ** (self._shown // SHOWN_REPORTS) == 0
+        step: int = 10 ** (self._shown // SHOWN_REPORTS)
+        is_shown = self._read % step == 0
         self._shown += is_shown
         return is_shown
 
