@@ -10,7 +10,7 @@ import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
-from datetime import timedelta
+from datetime import time, timedelta
 from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError
@@ -31,6 +31,7 @@ SWITCHES = tuple(field.name for field in fields(PlanChoices) if field.type is bo
 MIN_LEASE_TTL = timedelta(seconds=3 * lease.RENEW_SECONDS)
 """Shortest `lease_ttl`: two renewals may be late."""
 
+_TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?")
 _BETWEEN_IDS = re.compile(r"[,\n]")
 _NAMES = ("python", "runner_user", "ray_address", "ray_conn_id", "storage_conn_id")
 _CODE = ("trainable", "param_space", "search_alg")
@@ -99,6 +100,21 @@ def parse_count(name: str, value: Any) -> int | None:
     if count < 1:
         raise InvalidInputError(f"{name}={value!r} is less than one.")
     return count
+
+
+def parse_time_of_day(name: str, value: Any) -> time | None:
+    """Parse an optional time of day, as `07:00`; a template that rendered to nothing is refused."""
+    if value is None:
+        return None
+    text = str(value).strip()
+    if _TIME_OF_DAY.fullmatch(text) is None:
+        raise InvalidInputError(f"{name}={value!r} is not a time of day, as '07:00'.")
+    return time.fromisoformat(text if text[2] == ":" else f"0{text}")
+
+
+def parse_optional_limit(name: str, value: Any) -> timedelta | None:
+    """Parse an optional duration: a timedelta, or seconds; not 0."""
+    return None if value is None else parse_limit(name, value)
 
 
 def parse_bytes(name: str, value: Any) -> float:
@@ -359,7 +375,7 @@ def _parse_resume_config(name: str, value: Any) -> None:
 
 _Parser = Callable[[str, Any], object]
 _PARSERS: dict[str, _Parser] = {
-    **dict.fromkeys(("wait", "deferrable", "use_index"), _parse_switch),
+    **dict.fromkeys(("wait", "deferrable", "use_index", "repeat"), _parse_switch),
     **dict.fromkeys((*RESUME_FLAGS, *SWITCHES), parse_bool),
     **dict.fromkeys(("stale_after", "poll_interval"), parse_span),
     **dict.fromkeys(("include", "exclude"), parse_globs),
@@ -370,8 +386,9 @@ _PARSERS: dict[str, _Parser] = {
     "lease_ttl": parse_lease_ttl,
     **dict.fromkeys(_NAMES, _parse_name),
     **dict.fromkeys(("env", "runtime_env"), _parse_mapping),
-    "max_attempts": parse_count,
+    **dict.fromkeys(("max_attempts", "max_trials"), parse_count),
     "max_depth": parse_depth,
+    "max_duration": parse_optional_limit,
     "max_memory": parse_bytes,
     "only": lambda name, value: value is None or parse_only(name, value),
     "resume_config": _parse_resume_config,
@@ -380,5 +397,6 @@ _PARSERS: dict[str, _Parser] = {
     "trainable": _parse_trainable,
     "recipes": lambda _, value: parse_modules(value),
     "on_unknown": parse_on_unknown,
+    "until": parse_time_of_day,
 }
 """How a literal is checked, by the name that the argument has in all operators."""

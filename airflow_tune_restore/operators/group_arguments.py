@@ -49,6 +49,7 @@ class PlanArguments(CheckArguments, total=False):
     allow_scratch: bool | str
     newest_checkpoint: bool | str
     max_memory: float | str
+    max_trials: int | str | None
     lease_ttl: timedelta | float
 
 

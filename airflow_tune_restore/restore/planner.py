@@ -29,6 +29,7 @@ from airflow_tune_restore.protocol.request import RUN_ACTIONS, TrialAction
 from airflow_tune_restore.restore.choices import AUTO, PlanChoices, Strategy
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.plan import (
+    NOT_CHOSEN,
     RestorePlan,
     RunOption,
     TrialPlan,
@@ -46,7 +47,6 @@ _WHY_COUPLED = {
     "PB2": "it copies good trials over bad ones",
 }
 
-_NOT_CHOSEN = "not among the chosen trials, stays as it is"
 _OWN_SEARCHER = (
     "search_alg is not used: the experiment's own searcher is not lost, and continues the search"
 )
@@ -96,7 +96,7 @@ def build_plan(
     trainable = _trainable_name(experiment, wanted)
     cut_short = {trial.trial_id for trial in experiment.stopped_by_fail_fast}
     kept = {
-        **{t.trial_id: f"{t.status}, {_NOT_CHOSEN}" for t in in_order if t.trial_id not in chosen},
+        **{t.trial_id: f"{t.status}, {NOT_CHOSEN}" for t in in_order if t.trial_id not in chosen},
         **{
             t.trial_id: _foreign_reason(t, trainable)
             for t in wanted
@@ -204,26 +204,6 @@ def _in_order(experiment: Experiment) -> list[Trial]:
 def _wanted(trials: list[Trial], chosen: Mapping[str, ResumeType]) -> list[Trial]:
     skip = ResumeType.SKIP
     return [trial for trial in trials if chosen.get(trial.trial_id, skip) is not skip]
-
-
-def leave_all(plan: RestorePlan) -> RestorePlan:
-    """Return the plan with every trial and the samples left as they are, for which nothing is chosen."""
-    trials = tuple(
-        trial
-        if trial.action is TrialAction.KEEP
-        else msgspec.structs.replace(
-            trial,
-            action=TrialAction.KEEP,
-            reason=f"{trial.status}, {_NOT_CHOSEN}",
-            checkpoint=None,
-            iteration=0,
-            resources={},
-            new_trial_id=None,
-            runs_with=None,
-        )
-        for trial in plan.trials
-    )
-    return replace(plan, trials=trials, continues_search=False)
 
 
 def _trainable_name(experiment: Experiment, wanted: list[Trial]) -> str:

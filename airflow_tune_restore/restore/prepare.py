@@ -35,13 +35,13 @@ from airflow_tune_restore.restore.kept import describe_kept
 from airflow_tune_restore.restore.ledger import Ledger, read_ledger
 from airflow_tune_restore.restore.narrow import narrow
 from airflow_tune_restore.restore.own_restore import look_for_own
+from airflow_tune_restore.restore.part import leave_all, limit_tasks
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
 from airflow_tune_restore.restore.planner import (
     build_plan,
     build_search_plan,
     choices_for,
     find_trainable_name,
-    leave_all,
 )
 from airflow_tune_restore.restore.prepared import PreparedRestore, PrepareOptions
 from airflow_tune_restore.storage.base import Entry, ObjectStore
@@ -150,6 +150,7 @@ def _plan(
         warnings=(*plan.warnings, *notes, *describe_older_runs(store, older, experiment.state)),
         failures={t.trial_id: known[t.trial_id] for t in plan.to_run if t.trial_id in known},
     )
+    plan = limit_tasks(plan, options.most_tasks)
     return PreparedRestore.of(store, experiment, plan, options)
 
 

@@ -34,6 +34,7 @@ class PrepareOptions:
         ask_holder: Returns whether another restore that holds the lease is known to have ended.
         recipes: The recipes of all experiments; None if all are restored in the same way.
         recipe: The one of this experiment, once it is known (`for_trainable`).
+        most_tasks: How many tasks the trials may have (`restore.part`); None for any number.
     """
 
     choices: PlanChoices = field(default_factory=PlanChoices)
@@ -47,6 +48,7 @@ class PrepareOptions:
     ask_holder: AskHolder | None = None
     recipes: Recipes | None = None
     recipe: Recipe | None = None
+    most_tasks: int | None = None
 
     def for_trainable(self, store: ObjectStore, name: str) -> "PrepareOptions":
         """Return the options for the experiment at the store's root, made with this trainable.

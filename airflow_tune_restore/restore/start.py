@@ -189,7 +189,7 @@ def _write(store: ObjectStore, plan: RestorePlan, state: State) -> RestorePlan:
     def write_seed(trial: TrialPlan) -> None:
         store.put(layout.seed_key(plan.restore_id, trial.trial_id), _seed(plan, trial, state))
 
-    for_each(write_seed, plan.to_run)
+    for_each(write_seed, plan.with_tasks)
     try:
         store.create(layout.plan_key(plan.restore_id), body)
     except KeyExistsError:
