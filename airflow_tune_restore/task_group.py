@@ -7,10 +7,11 @@ from typing import Any, Unpack
 
 from airflow.sdk import TaskGroup, XComArg
 
-from airflow_tune_restore.arguments import check_literals, parse_count
+from airflow_tune_restore.arguments import parse_count
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORABLE
 from airflow_tune_restore.hooks.experiment_search import LEFT_ALONE_KEY
+from airflow_tune_restore.hooks.literals import check_literals
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
