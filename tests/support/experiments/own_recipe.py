@@ -1,4 +1,4 @@
-"""Writes the recipe of a sweep with the lines of docs/recipes.md, which need Ray's packages and none of ours."""
+"""Writes the recipe of a sweep with the lines of docs/recipes.md, which need nothing of this package."""
 
 import re
 
