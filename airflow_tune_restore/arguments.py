@@ -1,25 +1,21 @@
-"""Parses operator arguments: literals when the DAG is parsed, and all of them when the task runs.
+"""Parses operator arguments: literals when the DAG is parsed (`hooks.literals`), all when the task runs.
 
 Then a template is text: `{{ params.x }}` renders to a string.
 """
 
 import ast
 import math
-import os
 import re
-import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from datetime import timedelta
+from datetime import time, timedelta
 from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import Health
-from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.restore.choices import PlanChoices
-from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.recipes import Recipes, parse_modules
+from airflow_tune_restore.restore.only import WORDS, Only
 
 RESUME_FLAGS = ("resume_unfinished", "resume_errored", "restart_errored", "resume_cut_short")
 """The arguments of `ResumeFlags.from_flags`."""
@@ -30,9 +26,8 @@ SWITCHES = tuple(field.name for field in fields(PlanChoices) if field.type is bo
 MIN_LEASE_TTL = timedelta(seconds=3 * lease.RENEW_SECONDS)
 """Shortest `lease_ttl`: two renewals may be late."""
 
+_TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?")
 _BETWEEN_IDS = re.compile(r"[,\n]")
-_NAMES = ("python", "runner_user", "ray_address", "ray_conn_id", "storage_conn_id")
-_CODE = ("trainable", "param_space", "search_alg")
 SKIP_UNKNOWN, _FAIL_UNKNOWN = "skip", "fail"
 """What `on_unknown` does with an experiment that no trainable is given for."""
 
@@ -100,6 +95,21 @@ def parse_count(name: str, value: Any) -> int | None:
     return count
 
 
+def parse_time_of_day(name: str, value: Any) -> time | None:
+    """Parse an optional time of day, as `07:00`; a template that rendered to nothing is refused."""
+    if value is None:
+        return None
+    text = str(value).strip()
+    if _TIME_OF_DAY.fullmatch(text) is None:
+        raise InvalidInputError(f"{name}={value!r} is not a time of day, as '07:00'.")
+    return time.fromisoformat(text if text[2] == ":" else f"0{text}")
+
+
+def parse_optional_limit(name: str, value: Any) -> timedelta | None:
+    """Parse an optional duration: a timedelta, or seconds; not 0."""
+    return None if value is None else parse_limit(name, value)
+
+
 def parse_bytes(name: str, value: Any) -> float:
     """Parse an amount of memory in bytes, as for Ray's `memory` resource."""
     try:
@@ -124,7 +134,7 @@ def parse_ids(name: str, value: Any) -> tuple[str, ...]:
 
     An argument that was given and names none is refused: an empty line of a form must not mean all.
     """
-    items = _split_ids(value) if isinstance(value, str) else _parse_list(name, value or (), "ids")
+    items = _split_ids(value) if isinstance(value, str) else parse_list(name, value or (), "ids")
     if not all(isinstance(item, str) and item.strip() for item in items):
         raise InvalidInputError(f"{name}={value!r} holds an empty value, or one that is not an id.")
     if not items:
@@ -140,10 +150,32 @@ def _split_ids(text: str) -> list[Any]:
     text = parse_text(text) or ""
     if not text.startswith("["):
         return [part for part in _BETWEEN_IDS.split(text) if part.strip()]
+    items = _read_literal(text)
+    return items if isinstance(items, list) else [None]
+
+
+def _read_literal(text: str) -> Any:
+    """Return the list or mapping that a template rendered to text; None if it is not one."""
     try:
-        return list(ast.literal_eval(text))
+        return ast.literal_eval(text)
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
-        return [None]
+        return None
+
+
+def parse_only(name: str, value: Any) -> Only:  # noqa: ARG001  a parser takes the name
+    """Parse which trials are restored, also where a template rendered a list or mapping to text."""
+    if isinstance(value, str):
+        text = parse_text(value) or ""
+        value = _read_literal(text) if text.startswith(("[", "{")) else text
+    if isinstance(value, Mapping):
+        value = {key: _read_words(key, each) for key, each in value.items()}
+    return Only.parse(value)
+
+
+def _read_words(key: Any, value: Any) -> Any:
+    """Return the list of words that a template rendered to text; patterns may start with `[`, too."""
+    is_list = key in WORDS and isinstance(value, str) and value.strip().startswith("[")
+    return _split_ids(value) if is_list else value
 
 
 def parse_user(value: Any, *, was_given: bool) -> str | None:
@@ -165,7 +197,7 @@ def parse_globs(name: str, value: Any) -> tuple[str, ...]:
     """Parse patterns, or a single one."""
     if value is None:
         return ()
-    patterns = [value] if isinstance(value, str) else _parse_list(name, value, "patterns")
+    patterns = [value] if isinstance(value, str) else parse_list(name, value, "patterns")
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise InvalidInputError(f"{name}={value!r} holds a value that is not a pattern.")
     return tuple(pattern for pattern in patterns if pattern.strip())
@@ -184,7 +216,7 @@ def parse_depth(name: str, value: Any) -> int:
 
 def parse_health(value: Any) -> frozenset[Health]:
     """Parse a set of health words, or a single one."""
-    words = [value] if isinstance(value, str) else _parse_list("health", value, "words")
+    words = [value] if isinstance(value, str) else parse_list("health", value, "words")
     unknown = sorted(str(word) for word in words if word not in list(Health))
     if unknown or not words:
         raise InvalidInputError(
@@ -205,7 +237,7 @@ def parse_addresses(value: Any) -> list[str]:
     if value is None or value == "":
         return []
     is_one = isinstance(value, str | Mapping)
-    items = [value] if is_one else _parse_list("experiments", value, "addresses")
+    items = [value] if is_one else parse_list("experiments", value, "addresses")
     addresses: dict[str, None] = {}
     for item in items:
         address = item.get("experiment") if isinstance(item, Mapping) else item
@@ -217,75 +249,6 @@ def parse_addresses(value: Any) -> list[str]:
     return list(addresses)
 
 
-def check_literals(values: Mapping[str, Any], template_fields: Iterable[str]) -> None:
-    """Check, when the DAG is parsed, the arguments of an operator that are not computed later.
-
-    Args:
-        values: The arguments by name; others than those known here are not checked.
-        template_fields: The arguments that Airflow renders when the task runs.
-
-    Raises:
-        InvalidInputError: If one of them is not valid. Airflow shows it as an import error of the DAG.
-    """
-    rendered = frozenset(template_fields)
-    for name, value in values.items():
-        is_keyed = name == "trainable" and isinstance(value, Mapping)
-        if name in _CODE:
-            for code in _codes(value) if is_keyed else [value]:
-                _refuse_objects(name, code)
-        if name not in _PARSERS:
-            continue
-        if is_keyed:  # a template in one entry must not hide what is wrong with another
-            value = {key: item for key, item in value.items() if not is_computed(item)} or value
-        if not is_computed(value):
-            _PARSERS[name](name, value)
-        elif name not in rendered:
-            raise InvalidInputError(
-                f"{name}={value!r}: Airflow does not render a template in this argument. Give a value."
-            )
-
-
-def is_computed(value: Any) -> bool:
-    """Whether Airflow computes a value when the task runs: a template, or another task's output."""
-    if isinstance(value, str):
-        return "{{" in value or "{%" in value
-    if isinstance(value, list | tuple | set | frozenset):
-        return any(is_computed(item) for item in value)
-    if isinstance(value, Mapping):
-        return any(is_computed(item) for item in value.values())
-    if isinstance(value, os.PathLike):
-        return False
-    return callable(value) or hasattr(value, "resolve")
-
-
-def _parse_switch(name: str, value: Any) -> None:
-    """Refuse a text: Airflow does not render these arguments, and every text would count as true."""
-    if not isinstance(value, bool):
-        raise InvalidInputError(f"{name}={value!r} is neither True nor False.")
-
-
-def _refuse_objects(name: str, value: Any) -> None:
-    """Refuse code in the place of its name: a DAG is stored as text, and a runner imports the code."""
-    is_output = not callable(value) and is_computed(value) and hasattr(value, "resolve")
-    if value is None or isinstance(value, str) or is_output:
-        return
-    module, attribute = getattr(value, "__module__", ""), getattr(value, "__qualname__", "<")
-    is_importable = "<" not in attribute and not str(module).startswith(("unusual_prefix_", "__"))
-    place = f"{module}:{attribute}" if is_importable else "package.module:attribute"
-    kind = "code" if callable(value) else f"an object of {type(value).__name__}"
-    raise InvalidInputError(
-        f"{name}={reprlib.repr(value)} is {kind}, but the runner imports the code by its name. Put it "
-        "into a module that can be imported where the trials run, and give its place as text: "
-        f"{name}={place!r}."
-    )
-
-
-def _codes(recipes: Mapping[str, Any]) -> list[Any]:
-    """Return the code in all recipes of a mapping."""
-    records = (item if isinstance(item, Mapping) else {"": item} for item in recipes.values())
-    return [record[key] for record in records for key in ("", *_CODE) if key in record]
-
-
 def parse_on_unknown(name: str, value: Any) -> bool:
     """Return whether an experiment is refused that no trainable is given for: `skip` or `fail`."""
     if value not in (SKIP_UNKNOWN, _FAIL_UNKNOWN):
@@ -293,68 +256,8 @@ def parse_on_unknown(name: str, value: Any) -> bool:
     return bool(value == _FAIL_UNKNOWN)
 
 
-def _parse_trainable(name: str, value: Any) -> None:
-    if isinstance(value, str) and not value.strip():  # a plan may do without any
-        raise InvalidInputError(
-            f"{name}={value!r} names no trainable. Give 'package.module:attribute', or a name that is "
-            "registered with Tune."
-        )
-    Recipes.parse(value)
-
-
-def _parse_list(name: str, value: Any, of: str) -> list[Any]:
+def parse_list(name: str, value: Any, of: str) -> list[Any]:
     """Return the items of a list, or of another collection without keys."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise InvalidInputError(f"{name}={value!r} is not a list of {of}.")
     return list(value)
-
-
-def _parse_imports(name: str, value: Any) -> None:
-    if not all(isinstance(module, str) for module in _parse_list(name, value, "module names")):
-        raise InvalidInputError(f"{name}={value!r} holds a value that is not the name of a module.")
-
-
-def _parse_name(name: str, value: Any) -> None:
-    if not isinstance(value, str | None):
-        raise InvalidInputError(f"{name}={value!r} is not text.")
-
-
-def _parse_mapping(name: str, value: Any) -> None:
-    if not isinstance(value, Mapping | None):
-        raise InvalidInputError(f"{name}={value!r} is not a mapping.")
-
-
-def _parse_launcher(name: str, value: Any) -> None:
-    if value not in list(LauncherName):
-        raise InvalidInputError(f"{name}={value!r} is not one of {', '.join(LauncherName)}.")
-
-
-def _parse_resume_config(name: str, value: Any) -> None:
-    _parse_mapping(name, value)
-    ResumeFlags.parse(dict(value or {}))
-
-
-_Parser = Callable[[str, Any], object]
-_PARSERS: dict[str, _Parser] = {
-    **dict.fromkeys(("wait", "deferrable", "use_index"), _parse_switch),
-    **dict.fromkeys((*RESUME_FLAGS, *SWITCHES), parse_bool),
-    **dict.fromkeys(("stale_after", "poll_interval"), parse_span),
-    **dict.fromkeys(("include", "exclude"), parse_globs),
-    "check_timeout": parse_limit,
-    "health": lambda _, value: parse_health(value),
-    "imports": _parse_imports,
-    "launcher": _parse_launcher,
-    "lease_ttl": parse_lease_ttl,
-    **dict.fromkeys(_NAMES, _parse_name),
-    **dict.fromkeys(("env", "runtime_env"), _parse_mapping),
-    "max_attempts": parse_count,
-    "max_depth": parse_depth,
-    "max_memory": parse_bytes,
-    "resume_config": _parse_resume_config,
-    "trials": lambda name, value: value is None or parse_ids(name, value),
-    "strategy": lambda _, value: PlanChoices(strategy=value),
-    "trainable": _parse_trainable,
-    "recipes": lambda _, value: parse_modules(value),
-    "on_unknown": parse_on_unknown,
-}
-"""How a literal is checked, by the name that the argument has in all operators."""

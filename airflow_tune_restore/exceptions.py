@@ -311,6 +311,26 @@ class TrialFailedError(TuneRestoreError):
 
 
 @dataclass(eq=False, repr=False)
+class RestFailedError(TuneRestoreError):
+    """Trials of a whole-experiment run failed that one task follows together; the run has ended them.
+
+    `reasons` names the first ones, and why. `count` of `whole` have not finished.
+    """
+
+    experiment: str
+    count: int
+    whole: int
+    reasons: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count} of the {self.whole} trials of {self.experiment} that this task follows did "
+            f"not finish: {self.reasons.rstrip('.')}. The commit keeps their progress, and the next "
+            "restore with resume_errored=True resumes them."
+        )
+
+
+@dataclass(eq=False, repr=False)
 class TrialStoppedError(TuneRestoreError):
     """A trial was stopped before its end, or its runner broke off. Its snapshot is saved."""
 

@@ -36,8 +36,9 @@ from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt, cl
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
+from airflow_tune_restore.restore.own_restore import fresh_restore_id
 from airflow_tune_restore.restore.plan import read_plan
-from airflow_tune_restore.restore.prepare import fresh_restore_id, prepare_restore
+from airflow_tune_restore.restore.prepare import prepare_restore
 from airflow_tune_restore.restore.recipes import Recipes
 from airflow_tune_restore.restore.release import release_trials
 from airflow_tune_restore.restore.start import start_restore

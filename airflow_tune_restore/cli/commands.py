@@ -1,16 +1,11 @@
 """The commands of `tune-restore`: the same restore from a shell, without Airflow. `output` prints."""
 
-import contextlib
 import gc
 import io
 import logging
-import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -34,6 +29,8 @@ from airflow_tune_restore.cli.places import (
     open_place,
     runner_credentials,
 )
+from airflow_tune_restore.cli.recipe import app as recipe_app
+from airflow_tune_restore.cli.signals import EXIT_SIGNAL, sigterm_as_ctrl_c
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
     LeaseHeldError,
@@ -41,7 +38,9 @@ from airflow_tune_restore.exceptions import (
     RestoredMeanwhileError,
     TuneRestoreError,
 )
-from airflow_tune_restore.restore.prepare import PrepareOptions, preview_restore
+from airflow_tune_restore.launch.base import Launcher
+from airflow_tune_restore.restore.prepare import preview_restore
+from airflow_tune_restore.restore.prepared import PrepareOptions
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
@@ -49,17 +48,13 @@ EXIT_BUSY = 3
 BUSY = (ExperimentRunningError, LeaseHeldError, LeaseLostError, RestoredMeanwhileError)
 """Errors that exit with `EXIT_BUSY`: a driver or another restore is or was at work."""
 
-EXIT_SIGNAL = 128
-"""Plus the number of the signal, as shells do: 130 after Ctrl-C (as Typer does), 143 after SIGTERM."""
-
-_SAME_STOP_SECONDS = 2.0
-"""Signals within it are one: `timeout` of GNU signals the command, and at once its process group."""
-
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its panels cut the names of options off in a narrow terminal
 )
+
+app.add_typer(recipe_app, name="recipe")
 
 
 def _show_version(is_asked: bool) -> None:  # noqa: FBT001  Typer's signature
@@ -99,7 +94,7 @@ def scan(
     from airflow_tune_restore.cli.scan import scan_prefix
 
     store = open_place(prefix)
-    with _sigterm_as_ctrl_c():  # it may be writing the index
+    with sigterm_as_ctrl_c():  # it may be writing the index
         reports = scan_prefix(store, options)
     around = None if reports else experiment_around(prefix, store)
     output.print_reports(
@@ -124,7 +119,10 @@ def plan(
     """Show what a restore of EXPERIMENT would do, and what would refuse it. Writes nothing."""
     store = open_experiment(experiment)
     made, refusals = preview_restore(
-        store, PrepareOptions(choices=options.choices(), stale_after=options.stale_after)
+        store,
+        PrepareOptions(
+            choices=options.choices(), only=options.narrowing(), stale_after=options.stale_after
+        ),
     )
     output.print_plan(made, refusals, list_all=list_all, as_json=as_json)
 
@@ -145,7 +143,8 @@ def restore(
     """Plan, run and commit a restore of EXPERIMENT, and print each trial before and after.
 
     Samples that were never drawn are drawn by the original searcher, or by --search-alg. With
-    --param-space, an experiment that never started is started.
+    --param-space, an experiment that never started is started. A trainable in a file and a recipe can
+    have their own param_space, flags and interpreter, which count in place of these options.
 
     Ctrl-C (or SIGTERM) stops all trials: they save snapshots, and their progress is committed.
 
@@ -157,7 +156,8 @@ def restore(
     from airflow_tune_restore.cli.lease import refuse_without_terminal
     from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import RestoreOptions, restore_experiment
-    from airflow_tune_restore.restore.claim import RunnerSettings
+    from airflow_tune_restore.cli.trainables import parse_trainables
+    from airflow_tune_restore.restore.recipe import Recipe
     from airflow_tune_restore.restore.summary import CommitSummary
 
     if lease.break_lease and not lease.yes:
@@ -166,31 +166,36 @@ def restore(
     options = RestoreOptions(
         prepare=PrepareOptions(
             choices=plan.choices(),
+            only=plan.narrowing(),
             stale_after=plan.stale_after,
             can_start=run.param_space is not None,
             can_search=run.search_alg is not None,
             name_option=flag_of,
+            recipes=parse_trainables(run.trainable or (), run.recipes or ()),
         ),
-        settings=RunnerSettings(
-            trainable=run.trainable,
-            param_space=run.param_space,
-            search_alg=run.search_alg,
-            imports=tuple(run.imports or ()),
-            address=where.runner_address,
-        ),
-        parallel=run.parallel,
-        check_timeout=run.check_timeout,
+        run=run,
+        address=where.runner_address,
         break_lease=lease.break_lease,
         yes=lease.yes,
     )
     store = open_experiment(experiment)
     with (
-        _sigterm_as_ctrl_c() as stop,
+        sigterm_as_ctrl_c() as stop,
         runner_credentials(experiment) as store_env,
         Progress(quiet=as_json) as progress,
     ):
+        where.build(store_env)  # an option that cannot be used is refused before anything is read
+
+        def build_launcher(recipe: Recipe) -> Launcher:
+            if unused := where.unused_fields(recipe):
+                names = ", ".join(unused)
+                progress.say(
+                    f"note: --on {where.on} does not use these fields of the recipe: {names}"
+                )
+            return where.build(store_env, recipe)
+
         try:
-            summary = restore_experiment(store, where.build(store_env), options, progress)
+            summary = restore_experiment(store, build_launcher, options, progress)
         finally:
             context.ensure_object(_Ending).trials_started = progress.has_started
     output.print_summary(summary, experiment=store.uri, list_all=list_all, as_json=as_json)
@@ -214,7 +219,7 @@ def release(
     from airflow_tune_restore.restore.release import release_trials
 
     store = open_experiment(experiment)
-    with _sigterm_as_ctrl_c(), Progress(quiet=as_json) as progress:
+    with sigterm_as_ctrl_c(), Progress(quiet=as_json) as progress:
         released = release_trials(store, [trial], holder=holder(), on_wait=show_waits(progress))
     output.print_released(released[trial], experiment=store.uri, trial_id=trial, as_json=as_json)
 
@@ -240,7 +245,7 @@ def undo(
     store = open_experiment(experiment)
     files = StateFiles()
     foreseen = foresee_undo(store, files)
-    with _sigterm_as_ctrl_c(), Progress(quiet=as_json) as progress:
+    with sigterm_as_ctrl_c(), Progress(quiet=as_json) as progress:
         if not yes and not output.confirm_undo(foreseen, progress):
             raise typer.Exit(EXIT_FAILED)
         undone = undo_commit(
@@ -277,46 +282,3 @@ class _Ending:
     """How far a command came: `restore` has started trials."""
 
     trials_started: bool = False
-
-
-@dataclass
-class _Stop:
-    """The first signal that has stopped the block; 0 if none has."""
-
-    signal: int = 0
-
-
-@contextlib.contextmanager
-def _sigterm_as_ctrl_c(monotonic: Callable[[], float] = time.monotonic) -> Iterator[_Stop]:
-    """Let SIGTERM and Ctrl-C raise KeyboardInterrupt, until the block ends. No signal counts twice.
-
-    Raises:
-        typer.Exit: If the block does not catch it, with the exit code of the signal. While the process
-            ends, another signal ends it at once: an exception would be a traceback.
-    """
-    stop, last, is_ending = _Stop(), -_SAME_STOP_SECONDS, False
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        nonlocal last
-        now = monotonic()
-        if now - last < _SAME_STOP_SECONDS:
-            return
-        last = now
-        if is_ending:
-            os._exit(EXIT_SIGNAL + number)
-        stop.signal = stop.signal or number
-        raise KeyboardInterrupt
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as in a background job of a script
-            signal.signal(number, interrupt)
-    try:
-        yield stop
-    except KeyboardInterrupt:
-        is_ending = True
-        before.clear()  # the process keeps these handlers
-        raise typer.Exit(EXIT_SIGNAL + (stop.signal or signal.SIGINT)) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -12,6 +12,7 @@ import typer
 from airflow_tune_restore.cli.options import flag_of
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.launch.base import Launcher, LauncherName
+from airflow_tune_restore.restore.recipe import Recipe
 
 _OPTIONS: Mapping[LauncherName, tuple[str, ...]] = {
     LauncherName.LOCAL: ("address", "python"),
@@ -19,6 +20,13 @@ _OPTIONS: Mapping[LauncherName, tuple[str, ...]] = {
     LauncherName.KUBERNETES: ("image", "namespace", "pod_template", "python"),
 }
 """The options that each launcher has."""
+
+_RECIPE_FIELDS: Mapping[LauncherName, tuple[str, ...]] = {
+    LauncherName.LOCAL: ("env", "python"),
+    LauncherName.RAY: ("env", "runtime_env"),
+    LauncherName.KUBERNETES: ("env", "image", "python"),
+}
+"""The fields of a recipe that each launcher has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,20 +80,39 @@ class LauncherOptions:
         """The Ray cluster that a local runner connects to; jobs and pods have their own Ray."""
         return self.address if self.on is LauncherName.LOCAL else None
 
-    def build(self, store_env: Mapping[str, str] | None = None) -> Launcher:
-        """Return the launcher; `store_env` names the place of the store, for jobs of a Ray cluster.
+    def build(
+        self, store_env: Mapping[str, str] | None = None, recipe: Recipe | None = None
+    ) -> Launcher:
+        """Return the launcher, with what a recipe gives in place of these options.
+
+        `store_env` names the place of the store, for jobs of a Ray cluster. A call without a recipe
+        refuses the same options, before there is one.
 
         Raises:
             InvalidInputError: If an option or a package is missing, or an option is another launcher's.
         """
         self._refuse_foreign()
+        given: dict[str, Any] = {
+            "env": {},
+            "image": self.image,
+            "python": self.python,
+            "runtime_env": self._runtime_env(),
+        }
+        if recipe is not None:
+            given = recipe.over(given)
         match self.on:
             case LauncherName.LOCAL:
-                return self._local()
+                return self._local(given)
             case LauncherName.RAY:
-                return self._ray(store_env or {})
+                return self._ray(given, store_env or {})
             case LauncherName.KUBERNETES:
-                return self._kubernetes()
+                return self._kubernetes(given)
+
+    def unused_fields(self, recipe: Recipe) -> list[str]:
+        """Return the fields of a recipe that count on other launchers only."""
+        own = {*_RECIPE_FIELDS[self.on], *(["runtime_env"] if self.runner_address else [])}
+        every = {name for names in _RECIPE_FIELDS.values() for name in names}
+        return sorted(name for name in every - own if getattr(recipe, name) is not None)
 
     def _refuse_foreign(self) -> None:
         own = _OPTIONS[self.on]
@@ -98,15 +125,16 @@ class LauncherOptions:
                 f"--on {' and --on '.join(where)}."
             )
 
-    def _local(self) -> Launcher:
+    def _local(self, given: Mapping[str, Any]) -> Launcher:
         from airflow_tune_restore.launch.local import LocalLauncher
 
         return LocalLauncher(
-            python=self.python or sys.executable,
+            python=given["python"] or sys.executable,
+            env=given["env"],
             pythonpath=[os.getcwd()],  # noqa: PTH109  a string for PYTHONPATH
         )
 
-    def _ray(self, store_env: Mapping[str, str]) -> Launcher:
+    def _ray(self, given: Mapping[str, Any], store_env: Mapping[str, str]) -> Launcher:
         from airflow_tune_restore.launch.ray.cluster import Cluster, parse_cluster_address
         from airflow_tune_restore.launch.ray.launcher import RayLauncher
 
@@ -118,12 +146,12 @@ class LauncherOptions:
             address=parse_cluster_address(self.address),
             token=os.environ.get("RAY_AUTH_TOKEN") or None,
         )
-        runtime_env = self._runtime_env()
-        given = runtime_env.get("env_vars") or {}  # the cluster may reach the store elsewhere
-        env = {name: value for name, value in store_env.items() if name not in given}
-        return RayLauncher(cluster=cluster, runtime_env=runtime_env, env=env)
+        runtime_env = given["runtime_env"]
+        chosen = runtime_env.get("env_vars") or {}  # the cluster may reach the store elsewhere
+        env = {name: value for name, value in store_env.items() if name not in chosen}
+        return RayLauncher(cluster=cluster, runtime_env=runtime_env, env={**env, **given["env"]})
 
-    def _kubernetes(self) -> Launcher:
+    def _kubernetes(self, given: Mapping[str, Any]) -> Launcher:
         try:
             import kubernetes  # noqa: F401  the launcher imports both clients when it uses them
             import kubernetes_asyncio  # noqa: F401
@@ -137,19 +165,26 @@ class LauncherOptions:
             ) from error
 
         return KubernetesLauncher(
-            image=self.image,
+            image=given["image"],
+            env=given["env"],
             namespace=self.namespace,
             pod_template=self.pod_template,
-            options=PodSpecOptions(python=self.python or "python"),
+            options=PodSpecOptions(python=given["python"] or "python"),
         )
 
     def _runtime_env(self) -> dict[str, Any]:
-        try:
-            runtime_env = json.loads(self.runtime_env_json or "{}")
-        except ValueError as error:
-            raise InvalidInputError(f"--runtime-env-json is not JSON: {error}.") from error
-        if not isinstance(runtime_env, dict):
-            raise InvalidInputError("--runtime-env-json is not a JSON object.")
+        runtime_env = parse_runtime_env(self.runtime_env_json or "{}")
         if self.working_dir is not None:
             runtime_env["working_dir"] = self.working_dir
         return runtime_env
+
+
+def parse_runtime_env(text: str) -> dict[str, Any]:
+    """Return the value of `--runtime-env-json` (InvalidInputError if it is not a JSON object)."""
+    try:
+        runtime_env = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"--runtime-env-json is not JSON: {error}.") from error
+    if not isinstance(runtime_env, dict):
+        raise InvalidInputError("--runtime-env-json is not a JSON object.")
+    return runtime_env

@@ -24,6 +24,7 @@ from airflow_tune_restore.restore.choices import (
     Strategy,
 )
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
+from airflow_tune_restore.restore.only import Only
 from airflow_tune_restore.restore.shown_rows import MAX_ROWS
 
 
@@ -66,6 +67,44 @@ StaleAfter = Annotated[
         help="An unfinished experiment counts as dead if nothing was written for this long "
         f"({DEFAULT_STALE_AFTER.total_seconds():.0f}). 0: you are sure that its driver is dead.",
         show_default=False,
+    ),
+]
+
+RecipePatterns = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="The experiment's own .tune_restore/recipe.json may name modules that match, such as "
+        "'team_a.*'. '*' allows all that it can hold. Can be repeated.",
+    ),
+]
+ParamSpace = Annotated[
+    str | None, typer.Option(metavar="MODULE:ATTR", help="Re-specified param_space.")
+]
+SearchAlg = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:ATTR",
+        help="Searcher, function that returns one, Tuner or TuneConfig. It draws the samples that "
+        "are left if the original searcher is lost with tuner.pkl.",
+    ),
+]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="Module to import first, to register trainables. Can be repeated.",
+    ),
+]
+CheckTimeout = Annotated[
+    timedelta,
+    typer.Option(
+        parser=_parse_limit,
+        metavar="SECONDS",
+        show_default=False,
+        help="How long the check of the trainable may take before anything starts "
+        f"({DEFAULT_CHECK_TIMEOUT.total_seconds():.0f}).",
     ),
 ]
 
@@ -170,6 +209,16 @@ class PlanOptions:
             help="Restore only this trial; the others stay as they are. Can be repeated.",
         ),
     ] = None
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Restore only those of the chosen trials that match; the others stay as they are. "
+            "KEY is trial, status, cause, error (a regular expression), metric (as "
+            "'metric=loss<0.5') or experiment (a glob). Can be repeated: all keys must match, by one "
+            "of their values.",
+        ),
+    ] = None
     max_attempts: Annotated[
         int | None,
         typer.Option(
@@ -187,6 +236,10 @@ class PlanOptions:
         ),
     ] = DEFAULT_MAX_MEMORY_BYTES
     stale_after: StaleAfter = DEFAULT_STALE_AFTER
+
+    def narrowing(self) -> Only:
+        """Return which of the chosen trials are taken (InvalidInputError if it is not valid)."""
+        return Only.parse(self.only) if self.only else Only()
 
     def choices(self) -> PlanChoices:
         """Return the choices for the plan.
@@ -211,19 +264,7 @@ class PlanOptions:
 
     def _flags(self) -> ResumeFlags:
         """Join both forms of Ray's flags; each status is chosen by one of them."""
-        given_twice = {
-            ("--errored", "--resume-errored"): self.errored and self.resume_errored,
-            ("--errored", "--restart-errored"): self.errored and self.restart_errored,
-            ("--unfinished", "--resume-unfinished"): self.unfinished and self.resume_unfinished,
-            ("--unfinished", "--no-resume-unfinished"): (
-                self.unfinished and self.resume_unfinished is False
-            ),
-        }
-        for (option, flag), is_given_twice in given_twice.items():
-            if is_given_twice:
-                raise InvalidInputError(
-                    f"{option} and {flag} are two choices for the same trials. Give one of them."
-                )
+        refuse_two_choices(self)
         flags = ResumeFlags.from_flags(
             resume_unfinished=self.resume_unfinished is not False,
             resume_errored=self.resume_errored,
@@ -238,43 +279,46 @@ class PlanOptions:
         )
 
 
+def option_of_plan(name: str) -> Any:
+    """Return how an option of `PlanOptions` is described, for another command that has it."""
+    return get_args(get_type_hints(PlanOptions, include_extras=True)[name])[1]
+
+
+def refuse_two_choices(given: Any) -> None:
+    """Refuse both forms of Ray's flags for trials of the same status (InvalidInputError)."""
+    given_twice = {
+        ("--errored", "--resume-errored"): given.errored and given.resume_errored,
+        ("--errored", "--restart-errored"): given.errored and given.restart_errored,
+        ("--unfinished", "--resume-unfinished"): given.unfinished and given.resume_unfinished,
+        ("--unfinished", "--no-resume-unfinished"): (
+            given.unfinished and given.resume_unfinished is False
+        ),
+    }
+    for (option, flag), is_given_twice in given_twice.items():
+        if is_given_twice:
+            raise InvalidInputError(
+                f"{option} and {flag} are two choices for the same trials. Give one of them."
+            )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """The code that runners run, and how many runners run at the same time."""
 
     trainable: Annotated[
-        str,
-        typer.Option(metavar="MODULE:ATTR", help="The trainable, or a name registered with Tune."),
-    ]
-    param_space: Annotated[
-        str | None, typer.Option(metavar="MODULE:ATTR", help="Re-specified param_space.")
-    ] = None
-    search_alg: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:ATTR",
-            help="Searcher, function that returns one, Tuner or TuneConfig. It draws the samples that "
-            "are left if the original searcher is lost with tuner.pkl.",
-        ),
-    ] = None
-    imports: Annotated[
         list[str] | None,
         typer.Option(
-            "--import",
-            metavar="MODULE",
-            help="Module to import first, to register trainables. Can be repeated.",
+            metavar="[NAME=]MODULE:ATTR|FILE",
+            help="The trainable, or a name registered with Tune. With NAME= only for experiments of the "
+            "trainable that was recorded as NAME, or for a glob on the experiment's path. Or a .toml or "
+            ".json file with all that. Can be repeated.",
         ),
     ] = None
-    check_timeout: Annotated[
-        timedelta,
-        typer.Option(
-            parser=_parse_limit,
-            metavar="SECONDS",
-            show_default=False,
-            help="How long the check of the trainable may take before anything starts "
-            f"({DEFAULT_CHECK_TIMEOUT.total_seconds():.0f}).",
-        ),
-    ] = DEFAULT_CHECK_TIMEOUT
+    recipes: RecipePatterns = None
+    param_space: ParamSpace = None
+    search_alg: SearchAlg = None
+    imports: Imports = None
+    check_timeout: CheckTimeout = DEFAULT_CHECK_TIMEOUT
     parallel: Annotated[
         int,
         typer.Option(

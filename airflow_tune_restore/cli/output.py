@@ -28,6 +28,7 @@ from airflow_tune_restore.restore.columns import Column, needed_width, render, r
 from airflow_tune_restore.restore.history import History
 from airflow_tune_restore.restore.kept import describe_kept
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
+from airflow_tune_restore.restore.recipe import Recipe
 from airflow_tune_restore.restore.release import describe_released
 from airflow_tune_restore.restore.shown_rows import MAX_ROWS, describe_hidden, first_rows
 from airflow_tune_restore.restore.summary import CommitSummary
@@ -267,6 +268,14 @@ def print_released(history: History, *, experiment: str, trial_id: str, as_json:
         _print_json(released | msgspec.structs.asdict(history))
         return
     _print(describe_released(trial_id, experiment, history))
+
+
+def print_recipe(recipe: Recipe, sentence: str, *, as_json: bool, **facts: Any) -> None:
+    """Print the recipe of a sweep as it stands in its file; a program gets the facts in the sentence."""
+    shown = json.loads(recipe.to_json())
+    _print_json({**facts, "recipe": shown} if as_json else shown)
+    if not as_json:
+        _print(sentence)
 
 
 def print_versions() -> None:

@@ -5,28 +5,27 @@ import getpass
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from airflow_tune_restore.cli.lease import ask_user, name_command, show_waits
+from airflow_tune_restore.cli.options import RunOptions
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.cli.runs import TrialRuns
 from airflow_tune_restore.exceptions import LeaseLostError
 from airflow_tune_restore.launch.base import ChecksTrainable, Launcher
 from airflow_tune_restore.protocol import lease
-from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
+from airflow_tune_restore.protocol.check import CheckAnswer
 from airflow_tune_restore.protocol.kept_lease import keep_lease
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
 from airflow_tune_restore.restore.check_request import build_check_request
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.ledger import read_ledger
-from airflow_tune_restore.restore.prepare import (
-    PreparedRestore,
-    PrepareOptions,
-    prepare_continued_search,
-    prepare_restore,
-)
+from airflow_tune_restore.restore.prepare import prepare_continued_search, prepare_restore
+from airflow_tune_restore.restore.prepared import PreparedRestore, PrepareOptions
+from airflow_tune_restore.restore.recipe import Recipe
 from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
@@ -40,20 +39,32 @@ class RestoreOptions:
     """How the shell restores an experiment.
 
     Args:
-        prepare: Which trials are run, and how.
-        settings: The settings of the runners.
-        parallel: How many trials run at the same time.
-        check_timeout: How long the check of the trainable may take.
+        prepare: Which trials are run, and how; it has recipes.
+        run: The code that runners run, where the experiment's recipe does not give it.
+        address: Ray cluster that runners connect to; None: they have their own Ray.
         break_lease: Whether the user may break the lease of another restore.
         yes: Whether the user is not asked before.
     """
 
     prepare: PrepareOptions
-    settings: RunnerSettings
-    parallel: int
-    check_timeout: timedelta = DEFAULT_CHECK_TIMEOUT
+    run: RunOptions
+    address: str | None = None
     break_lease: bool = False
     yes: bool = False
+
+    def settings(self, recipe: Recipe) -> RunnerSettings:
+        """Return the settings of the runners of an experiment with this recipe."""
+        own = {name: getattr(self.run, name) for name in ("param_space", "search_alg", "imports")}
+        given = recipe.over(own)
+        return RunnerSettings(
+            trainable=recipe.trainable,
+            param_space=given["param_space"],
+            search_alg=given["search_alg"],
+            imports=tuple(given["imports"] or ()),
+            address=self.address,
+            # a private Ray needs none: it inherits the environment of its runner
+            runtime_env=(recipe.runtime_env or {}) if self.address else {},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +76,20 @@ class NothingToRestore:
 
 
 def restore_experiment(
-    store: ObjectStore, launcher: Launcher, options: RestoreOptions, progress: Progress
+    store: ObjectStore,
+    build_launcher: Callable[[Recipe], Launcher],
+    options: RestoreOptions,
+    progress: Progress,
 ) -> CommitSummary | NothingToRestore | None:
     """Restore the experiment at the store's root, then draw the samples that are left.
 
-    The summary is None if another restore has done the work meanwhile.
+    `build_launcher` returns the place where the experiment of a recipe runs. The summary is None if
+    another restore has done the work meanwhile.
 
     Raises:
         ExperimentRunningError: If it is running.
         LeaseHeldError: If another restore holds its lease.
+        UnknownTrainableError: If no trainable is given for it.
         InvalidInputError: If trainable, param_space or search_alg do not fit, or if only samples are left
             that no searcher can draw; nothing was started.
     """
@@ -85,10 +101,18 @@ def restore_experiment(
         return _nothing_to_restore(store, prepared, options, progress)
     for warning in prepared.plan.warnings:
         progress.say(f"note: {printable(warning, NOTE_LENGTH)}")
-    _check_trainable(prepared, launcher, options, progress)
+    recipe = prepared.options.recipe
+    assert recipe is not None  # noqa: S101  `options.prepare` has recipes
+    # a recipe in storage is read once: what was checked is what runs
+    prepared = replace(prepared, options=replace(prepared.options, recipes=None))
+    launcher, settings = build_launcher(recipe), options.settings(recipe)
+    if prepared.plan.has_work or prepared.plan.samples_left or prepared.nothing_to_do:
+        answer = check_trainable(prepared, launcher, settings, options.run.check_timeout)
+        if answer is not None and answer.message:
+            progress.say(f"note: {answer.message}")
     # a place that cannot be used is refused now, too
-    options = replace(options, settings=launcher.settings(options.settings))
-    restore = _Restore(store, launcher, options, progress)
+    settings = launcher.settings(settings)
+    restore = _Restore(store, launcher, settings, options.run.parallel, progress)
     done = restore.carry_out(prepared)
     if done is None and prepared.nothing_to_do:
         return _nothing_to_restore(store, prepared.nothing_to_do, options, progress)
@@ -99,7 +123,7 @@ def restore_experiment(
     if done.searcher_lost:  # its headline names the next step
         return done
     # this process wrote the state just now, so silence does not matter
-    known_dead = replace(options.prepare, stale_after=timedelta(0))
+    known_dead = replace(prepared.options, stale_after=timedelta(0))
     rest = prepare_continued_search(store, f"{base_id}-samples", known_dead)
     if isinstance(rest, str):
         return done
@@ -117,30 +141,38 @@ def _nothing_to_restore(
     return NothingToRestore(reason=reason, quarantined=list(held))
 
 
-def _check_trainable(
-    prepared: PreparedRestore, launcher: Launcher, options: RestoreOptions, progress: Progress
-) -> None:
-    """Refuse a wrong trainable before anything is leased or started."""
-    runs = prepared.plan.has_work or prepared.plan.samples_left or prepared.nothing_to_do
-    if not runs or not isinstance(launcher, ChecksTrainable):
-        return
-    request = build_check_request(options.settings, [prepared])
-    (answer,) = launcher.check(request, options.check_timeout)
+def check_trainable(
+    prepared: PreparedRestore, launcher: Launcher, settings: RunnerSettings, timeout: timedelta
+) -> CheckAnswer | None:
+    """Refuse a wrong trainable before anything is leased or started; None if only the runner can.
+
+    Raises:
+        InvalidInputError: If trainable, param_space or search_alg do not fit.
+        RunnerError: If that could not be checked in time.
+    """
+    if not isinstance(launcher, ChecksTrainable):
+        return None
+    (answer,) = launcher.check(build_check_request(settings, [prepared]), timeout)
     if (error := answer.error()) is not None:
         raise error
-    if answer.message:
-        progress.say(f"note: {answer.message}")
+    return answer
 
 
 class _Restore:
     """Carries out prepared restores, one after another."""
 
     def __init__(
-        self, store: ObjectStore, launcher: Launcher, options: RestoreOptions, progress: Progress
+        self,
+        store: ObjectStore,
+        launcher: Launcher,
+        settings: RunnerSettings,
+        parallel: int,
+        progress: Progress,
     ) -> None:
         self._store = store
         self._launcher = launcher
-        self._options = options
+        self._settings = settings
+        self._parallel = parallel
         self._progress = progress
         self.was_stopped = False
 
@@ -165,7 +197,7 @@ class _Restore:
         work += ", samples to draw" * plan.continues_search
         self._progress.say(f"Restore {plan.restore_id}: {work}.")
         with keep_lease(self._store, plan.restore_id):
-            settings, parallel = self._options.settings, self._options.parallel
+            settings, parallel = self._settings, self._parallel
             runs = TrialRuns(self._store, plan, self._launcher, settings, parallel, self._progress)
             self._progress.has_started = True
             runs.run_all()

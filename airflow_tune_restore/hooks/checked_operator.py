@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 
 from airflow.sdk import BaseOperator
 
-from airflow_tune_restore.arguments import check_literals, is_computed, parse_addresses
+from airflow_tune_restore.arguments import parse_addresses
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.experiment_storage import Address
+from airflow_tune_restore.hooks.literals import check_literals, is_computed
 from airflow_tune_restore.storage.fs import check_scheme
 from airflow_tune_restore.storage.location import Location
 

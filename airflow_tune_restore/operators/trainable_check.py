@@ -14,7 +14,7 @@ from airflow_tune_restore.launch.local import build_launcher
 from airflow_tune_restore.protocol.check import CheckAnswer, MatchedBy
 from airflow_tune_restore.restore.check_request import build_check_request
 from airflow_tune_restore.restore.claim import RunnerSettings
-from airflow_tune_restore.restore.prepare import PreparedRestore
+from airflow_tune_restore.restore.prepared import PreparedRestore
 from airflow_tune_restore.restore.recipe import Recipe
 
 CHECK_FIELDS = ("trainable", "param_space", "search_alg", "imports", "python", "env")

@@ -1,4 +1,4 @@
-"""A recipe restores the experiments of one trainable: the code, where it runs, which trials are run.
+"""A recipe restores the experiments of one trainable: the code, where it runs, and which trials are run.
 
 A DAG or a shell gives it, or a sweep writes its own into `.tune_restore/recipe.json`. That file is
 untrusted, like everything in storage. Nothing that it names is imported in an Airflow process.
@@ -174,7 +174,7 @@ class Recipe(
         if given := [name for name in _NOT_CODE if getattr(self, name) is not None]:
             raise InvalidInputError(
                 f"it has {' and '.join(given)}, which recipes=True alone allows: a list of modules would "
-                "limit nothing"
+                "limit nothing (in the shell: --recipes '*')"
             )
         for module in self._modules():
             if not any(fnmatchcase(module, pattern) for pattern in modules):

@@ -18,6 +18,8 @@ from airflow_tune_restore.exceptions import (
     UnknownTrainableError,
 )
 from airflow_tune_restore.experiments import path_glob
+from airflow_tune_restore.experiments.examine import is_experiment
+from airflow_tune_restore.experiments.read import not_an_experiment
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.restore.recipe import ALL_MODULES, Recipe
@@ -26,7 +28,7 @@ from airflow_tune_restore.storage.base import ObjectStore
 MAX_RECIPE_BYTES = 64 * 1024
 """A recipe is some lines of JSON; a larger file is refused."""
 
-_ANY = ("*", "**")
+FOR_ALL = ("*", "**")
 """The globs that every experiment matches: they give the recipe for all others."""
 
 
@@ -68,9 +70,9 @@ class Recipes:
             )
         keyed = (trainable or {}).items()
         parsed = {str(key): _parse_entry(str(key), value) for key, value in keyed}
-        others = [parsed[key] for key in _ANY if key in parsed]
+        others = [parsed[key] for key in FOR_ALL if key in parsed]
         return cls(
-            by_path={k: v for k, v in parsed.items() if path_glob.is_glob(k) and k not in _ANY},
+            by_path={k: v for k, v in parsed.items() if path_glob.is_glob(k) and k not in FOR_ALL},
             by_name={k: v for k, v in parsed.items() if not path_glob.is_glob(k)},
             others=others[0] if others else None,
             modules=parse_modules(recipes),
@@ -133,6 +135,24 @@ def read_recipe(store: ObjectStore, modules: Sequence[str] = (ALL_MODULES,)) -> 
         reason = printable(str(error)).rstrip(".")
         raise InvalidInputError(f"{layout.RECIPE} cannot be used: {reason}") from None
     return recipe
+
+
+def write_recipe(store: ObjectStore, recipe: Recipe, *, overwrite: bool = False) -> None:
+    """Write the recipe of the experiment at the store's root.
+
+    Raises:
+        InvalidInputError: If `read_recipe` would refuse the recipe.
+        StateUnreadableError: If it is not an experiment.
+        KeyExistsError: If it has one, which is not to be overwritten.
+    """
+    if not is_experiment(store.list_dir()):
+        raise not_an_experiment(store)
+    recipe.check_allowed((ALL_MODULES,))
+    body = recipe.to_json()
+    if len(body) > MAX_RECIPE_BYTES:
+        raise InvalidInputError(f"it has more than {MAX_RECIPE_BYTES} bytes")
+    write = store.put if overwrite else store.create
+    write(layout.RECIPE, body)
 
 
 def parse_modules(recipes: Any) -> tuple[str, ...]:

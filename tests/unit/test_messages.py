@@ -2,16 +2,13 @@
 
 import ast
 import re
-import shlex
 from collections.abc import Iterator
 
 import pytest
-import typer
 
-from airflow_tune_restore.cli.commands import app
 from tests.support import ROOT
+from tests.support.commands import parse_command
 
-COMMANDS = typer.main.get_command(app).commands
 VALUE = "a1b2c_00003"
 """Stands for a value that is filled in when the message is made."""
 
@@ -46,6 +43,6 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("command", FOUND)
 def test_it_can_be_pasted(command):
-    _, name, *arguments = shlex.split(command)
-    COMMANDS[name].make_context(name, arguments)
+    parsed, arguments = parse_command(command)
+    parsed.make_context(parsed.name, arguments)
     assert not [word for word in arguments if re.search(r"[A-Z]{3}|[<>…]", word)]

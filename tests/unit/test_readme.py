@@ -1,20 +1,17 @@
 """Documents can be copied from: their Python makes DAGs, their commands parse, their links hold."""
 
 import re
-import shlex
 import textwrap
 from pathlib import Path
 
 import pytest
-import typer
 
 from airflow_tune_restore import exceptions
-from airflow_tune_restore.cli.commands import app
 from tests.support import ROOT
+from tests.support.commands import all_commands, parse_command
 
 README = ROOT / "README.md"
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-COMMANDS = typer.main.get_command(app).commands
 INSIDE_A_DAG = """\
 from airflow.sdk import DAG
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
@@ -87,14 +84,14 @@ def test_all_python_is_a_dag_file_or_fits_into_one(tmp_path, code):
 
 @pytest.mark.parametrize("line", commands())
 def test_its_commands_parse(line):
-    _, name, *arguments = shlex.split(line, comments=True)
-    COMMANDS[name].make_context(name, arguments)
+    command, arguments = parse_command(line)
+    command.make_context(command.name, arguments)
 
 
-@pytest.mark.parametrize("name", list(COMMANDS))
-def test_its_options_are_documented(name):
+@pytest.mark.parametrize("command", all_commands(), ids=lambda command: command.name)
+def test_its_options_are_documented(command):
     page = (ROOT / "docs" / "shell.md").read_text()
-    for option in COMMANDS[name].params:
+    for option in command.params:
         assert option.param_type_name == "argument" or any(
             re.search(rf"{word}\b", page) for word in (*option.opts, *option.secondary_opts)
         ), option.opts

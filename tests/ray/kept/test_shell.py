@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 
+from airflow_tune_restore.cli.trainables import parse_trainables
 from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
 from tests.support.experiments.failed import environment
@@ -29,6 +31,31 @@ def test_the_shell_restores_on_a_ray_that_is_there_and_leaves_it(hosts, tmp_path
     (trial,) = pair.describe(pair.ours)["trials"]  # by a driver of that Ray
     assert [row["training_iteration"] for row in trial["rows"]] == [1, 2, 3, 4]
     assert [row["started_from"] for row in trial["rows"]] == [0, 0, 2, 2]
+
+
+def test_two_trainables_in_one_file_each_restore_their_own_experiment(hosts, tmp_path, cause):
+    trials = [{"name": "a", "iterations": 4, "fails_at": 3, "cause": str(cause)}]
+    pairs = {
+        name: make_pair(
+            hosts, tmp_path / name, "counts", trainable=name, kind=name.lower(), trials=trials
+        )
+        for name in ("function", "Class")
+    }
+    cause.unlink()
+    file = tmp_path / "trainables.toml"
+    file.write_text(
+        f"""
+        function = {{ trainable = "{pairs["function"].trainable}", resume_errored = true }}
+        Class = {{ trainable = "{pairs["Class"].trainable}", restart_errored = true }}
+        """
+    )
+    recipes = parse_trainables([str(file)], [])
+    for name, starts in (("function", [0, 0, 2, 2]), ("Class", [0, 0, 0, 0])):
+        pair = pairs[name]
+        hosts.restore_by_us(str(pair.ours), recipes, flags=ResumeFlags(), env=pair.env)
+        (trial,) = pair.describe(pair.ours)["trials"]
+        assert trial["rows"][-1]["training_iteration"] == 4
+        assert [row["started_from"] for row in trial["rows"]] == starts
 
 
 def test_an_address_with_an_endpoint_in_it_leads_shell_runner_and_ray_there(

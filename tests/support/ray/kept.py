@@ -22,6 +22,7 @@ from typing import Any
 from unittest import mock
 
 from airflow_tune_restore.cli import restore as shell
+from airflow_tune_restore.cli.options import RunOptions
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.launch.base import RunState
 from airflow_tune_restore.launch.check_output import CheckOutput
@@ -33,7 +34,8 @@ from airflow_tune_restore.protocol.request import RunnerExit, RunnerRequest
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.prepare import PrepareOptions
+from airflow_tune_restore.restore.prepared import PrepareOptions
+from airflow_tune_restore.restore.recipes import Recipes
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
@@ -168,27 +170,28 @@ class Hosts:
             ray.end()
 
     def restore_by_us(
-        self, uri: str, trainable: str, *, flags: ResumeFlags, strategy: str = "auto",
+        self, uri: str, trainable: str | Recipes, *, flags: ResumeFlags, strategy: str = "auto",
         env: dict[str, str] | None = None, param_space: str | None = None,
         search_alg: str | None = None, imports: tuple[str, ...] = (), **choices: Any,
     ) -> CommitSummary | None:  # fmt: skip
         """Do what `tune-restore restore` does, with runners in the host."""
+        is_one = isinstance(trainable, str)
         chosen = shell.RestoreOptions(
             prepare=PrepareOptions(
                 choices=PlanChoices(flags=flags, strategy=strategy, **choices),
                 stale_after=timedelta(0),
                 can_start=param_space is not None, can_search=search_alg is not None,
+                recipes=Recipes.parse(trainable) if is_one else trainable,
             ),
-            settings=RunnerSettings(
-                trainable=trainable, param_space=param_space, search_alg=search_alg,
-                address=self.address, imports=imports,
-            ),
-            parallel=1,
+            run=RunOptions(param_space=param_space, search_alg=search_alg, imports=list(imports)),
+            address=self.address,
         )  # fmt: skip
         launcher = HostLauncher(self.runner, env or {})
         # a runner that ends itself because it was silent for too long ends its host
         with mock.patch.object(shell, "TTL_SECONDS", TTL_SECONDS):
-            done = shell.restore_experiment(open_store(uri), launcher, chosen, Progress(quiet=True))
+            done = shell.restore_experiment(
+                open_store(uri), lambda _: launcher, chosen, Progress(quiet=True)
+            )
         return done if isinstance(done, CommitSummary) else None
 
 

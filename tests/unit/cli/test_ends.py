@@ -147,7 +147,9 @@ def test_version_names_package_python_and_ray(tune_restore, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "choices"),
     [
-        ("tune-restore ", "scan plan restore release undo"),
+        ("tune-restore ", "scan plan restore release undo recipe"),
+        ("tune-restore recipe ", "write show check"),
+        ("tune-restore recipe write x --strategy ", "auto per_trial whole_experiment"),
         ("tune-restore plan x --strategy ", "auto per_trial whole_experiment"),
         ("tune-restore plan x --errored ", "skip resume restart"),
         ("tune-restore restore x --on ", "local ray kubernetes"),

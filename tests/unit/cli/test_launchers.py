@@ -10,6 +10,7 @@ from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.launch.kubernetes.launcher import KubernetesLauncher
 from airflow_tune_restore.launch.local import LocalLauncher
 from airflow_tune_restore.launch.ray.launcher import RayLauncher
+from airflow_tune_restore.restore.recipe import Recipe
 
 HEAD = "http://head:8265"
 
@@ -105,3 +106,49 @@ def test_an_option_of_another_launcher_is_refused_with_its_own(on):
     for name in foreign:
         with pytest.raises(InvalidInputError, match=words):
             LauncherOptions(on=on, **{name: "x"}).build()
+
+
+RECIPE = Recipe(
+    trainable="m:t",
+    python="/opt/own/python",
+    image="own:2",
+    env={"MODE": "night", "AWS_REGION": "own"},
+    runtime_env={"pip": ["x"], "env_vars": {"A": "1"}},
+)
+
+
+def test_a_recipe_counts_in_place_of_the_options_of_each_launcher():
+    local = LauncherOptions(python="/opt/python").build(recipe=RECIPE)
+    assert isinstance(local, LocalLauncher)
+    assert (local.python, local.env) == ("/opt/own/python", RECIPE.env)
+
+    ray = LauncherOptions(
+        on=LauncherName.RAY, address=HEAD, runtime_env_json='{"pip": ["y"], "config": {}}'
+    ).build({"AWS_REGION": "x", "AWS_ENDPOINT_URL": "http://here:1"}, RECIPE)
+    assert isinstance(ray, RayLauncher)
+    assert ray.runtime_env == {"pip": ["x"], "env_vars": {"A": "1"}, "config": {}}
+    assert ray.env == {"AWS_ENDPOINT_URL": "http://here:1", "MODE": "night", "AWS_REGION": "own"}
+
+    pods = LauncherOptions(on=LauncherName.KUBERNETES, image="sweeps:1").build(recipe=RECIPE)
+    assert isinstance(pods, KubernetesLauncher)
+    assert (pods.image, pods.options.python, pods.env) == ("own:2", "/opt/own/python", RECIPE.env)
+
+
+def test_a_recipe_without_these_fields_leaves_the_options():
+    recipe = Recipe(trainable="m:t")
+    options = LauncherOptions(on=LauncherName.KUBERNETES, image="sweeps:1", python="/opt/python")
+    assert options.build(recipe=recipe) == options.build()
+    assert options.unused_fields(recipe) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "unused"),
+    [
+        ({}, ["image", "runtime_env"]),
+        ({"address": "head:6379"}, ["image"]),
+        ({"on": LauncherName.RAY}, ["image", "python"]),
+        ({"on": LauncherName.KUBERNETES}, ["runtime_env"]),
+    ],
+)
+def test_the_fields_of_a_recipe_that_count_elsewhere_are_known(options, unused):
+    assert LauncherOptions(**options).unused_fields(RECIPE) == unused

@@ -18,13 +18,12 @@ from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.prepare import (
-    PreparedRestore,
-    PrepareOptions,
     plan_again,
     prepare_continued_search,
     prepare_restore,
     preview_restore,
 )
+from airflow_tune_restore.restore.prepared import PreparedRestore, PrepareOptions
 from airflow_tune_restore.restore.recipe import ALL_MODULES, Recipe
 from airflow_tune_restore.restore.recipes import (
     MAX_RECIPE_BYTES,
