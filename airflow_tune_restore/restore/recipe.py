@@ -51,7 +51,7 @@ _NOT_CODE = ("python", "image", "env", "runtime_env")
 class ResumeConfig(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-    """What is done with trials by their status, as `resume_config` of `BuildRestorePlanOperator`."""
+    """Chooses for trials by their status, as `resume_config` of `BuildRestorePlanOperator`."""
 
     finished: _Kind | None = None
     unfinished: _Kind | None = None
@@ -62,7 +62,7 @@ class ResumeConfig(
 class Recipe(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-    """What restores the experiments of one trainable. A field that is not given leaves the DAG's value.
+    """Names what restores the experiments of one trainable. A field without a value leaves the DAG's.
 
     Args:
         schema: Version of this format.
