@@ -219,7 +219,10 @@ class BuildRestorePlanOperator(RecipeOperator):
         has_evidence = self._refuse_misfits(hook, batch, prepared)
         prepared = batch.undecided(prepared)
         refuse_too_many(batch, prepared)
-        by_name = batch.places.keys() - has_evidence if batch.spans_directories else set()
+        by_name = set[str]()
+        if batch.spans_directories:
+            named = {text for text, each in prepared.items() if each.options.go_by_name}
+            by_name = named - has_evidence
         to_start: dict[str, PreparedRestore] = {}
         for text, restore in batch.undecided(prepared).items():
             if restore.plan.only_continues_search and not restore.nothing_to_do:
