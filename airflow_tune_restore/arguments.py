@@ -10,7 +10,7 @@ import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
-from datetime import timedelta
+from datetime import time, timedelta
 from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError
@@ -19,6 +19,7 @@ from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.only import WORDS, Only
 from airflow_tune_restore.restore.recipes import Recipes, parse_modules
 
 RESUME_FLAGS = ("resume_unfinished", "resume_errored", "restart_errored", "resume_cut_short")
@@ -30,6 +31,7 @@ SWITCHES = tuple(field.name for field in fields(PlanChoices) if field.type is bo
 MIN_LEASE_TTL = timedelta(seconds=3 * lease.RENEW_SECONDS)
 """Shortest `lease_ttl`: two renewals may be late."""
 
+_TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?")
 _BETWEEN_IDS = re.compile(r"[,\n]")
 _NAMES = ("python", "runner_user", "ray_address", "ray_conn_id", "storage_conn_id")
 _CODE = ("trainable", "param_space", "search_alg")
@@ -100,6 +102,21 @@ def parse_count(name: str, value: Any) -> int | None:
     return count
 
 
+def parse_time_of_day(name: str, value: Any) -> time | None:
+    """Parse an optional time of day, as `07:00`; a template that rendered to nothing is refused."""
+    if value is None:
+        return None
+    text = str(value).strip()
+    if _TIME_OF_DAY.fullmatch(text) is None:
+        raise InvalidInputError(f"{name}={value!r} is not a time of day, as '07:00'.")
+    return time.fromisoformat(text if text[2] == ":" else f"0{text}")
+
+
+def parse_optional_limit(name: str, value: Any) -> timedelta | None:
+    """Parse an optional duration: a timedelta, or seconds; not 0."""
+    return None if value is None else parse_limit(name, value)
+
+
 def parse_bytes(name: str, value: Any) -> float:
     """Parse an amount of memory in bytes, as for Ray's `memory` resource."""
     try:
@@ -140,10 +157,32 @@ def _split_ids(text: str) -> list[Any]:
     text = parse_text(text) or ""
     if not text.startswith("["):
         return [part for part in _BETWEEN_IDS.split(text) if part.strip()]
+    items = _read_literal(text)
+    return items if isinstance(items, list) else [None]
+
+
+def _read_literal(text: str) -> Any:
+    """Return the list or mapping that a template rendered to text; None if it is not one."""
     try:
-        return list(ast.literal_eval(text))
+        return ast.literal_eval(text)
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
-        return [None]
+        return None
+
+
+def parse_only(name: str, value: Any) -> Only:  # noqa: ARG001  a parser takes the name
+    """Parse which trials are restored, also where a template rendered a list or mapping to text."""
+    if isinstance(value, str):
+        text = parse_text(value) or ""
+        value = _read_literal(text) if text.startswith(("[", "{")) else text
+    if isinstance(value, Mapping):
+        value = {key: _read_words(key, each) for key, each in value.items()}
+    return Only.parse(value)
+
+
+def _read_words(key: Any, value: Any) -> Any:
+    """Return the list of words that a template rendered to text; patterns may start with `[`, too."""
+    is_list = key in WORDS and isinstance(value, str) and value.strip().startswith("[")
+    return _split_ids(value) if is_list else value
 
 
 def parse_user(value: Any, *, was_given: bool) -> str | None:
@@ -229,12 +268,14 @@ def check_literals(values: Mapping[str, Any], template_fields: Iterable[str]) ->
     """
     rendered = frozenset(template_fields)
     for name, value in values.items():
+        is_keyed = name == "trainable" and isinstance(value, Mapping)
         if name in _CODE:
-            is_keyed = name == "trainable" and isinstance(value, Mapping)
             for code in _codes(value) if is_keyed else [value]:
                 _refuse_objects(name, code)
         if name not in _PARSERS:
             continue
+        if is_keyed:  # a template in one entry must not hide what is wrong with another
+            value = {key: item for key, item in value.items() if not is_computed(item)} or value
         if not is_computed(value):
             _PARSERS[name](name, value)
         elif name not in rendered:
@@ -292,14 +333,12 @@ def parse_on_unknown(name: str, value: Any) -> bool:
 
 
 def _parse_trainable(name: str, value: Any) -> None:
-    if isinstance(value, Mapping):
-        Recipes.parse(value)
-        return
-    if value is not None and not value.strip():  # a plan may do without
+    if isinstance(value, str) and not value.strip():  # a plan may do without any
         raise InvalidInputError(
             f"{name}={value!r} names no trainable. Give 'package.module:attribute', or a name that is "
             "registered with Tune."
         )
+    Recipes.parse(value)
 
 
 def _parse_list(name: str, value: Any, of: str) -> list[Any]:
@@ -336,7 +375,7 @@ def _parse_resume_config(name: str, value: Any) -> None:
 
 _Parser = Callable[[str, Any], object]
 _PARSERS: dict[str, _Parser] = {
-    **dict.fromkeys(("wait", "deferrable", "use_index"), _parse_switch),
+    **dict.fromkeys(("wait", "deferrable", "use_index", "repeat"), _parse_switch),
     **dict.fromkeys((*RESUME_FLAGS, *SWITCHES), parse_bool),
     **dict.fromkeys(("stale_after", "poll_interval"), parse_span),
     **dict.fromkeys(("include", "exclude"), parse_globs),
@@ -347,14 +386,17 @@ _PARSERS: dict[str, _Parser] = {
     "lease_ttl": parse_lease_ttl,
     **dict.fromkeys(_NAMES, _parse_name),
     **dict.fromkeys(("env", "runtime_env"), _parse_mapping),
-    "max_attempts": parse_count,
+    **dict.fromkeys(("max_attempts", "max_trials"), parse_count),
     "max_depth": parse_depth,
+    "max_duration": parse_optional_limit,
     "max_memory": parse_bytes,
+    "only": lambda name, value: value is None or parse_only(name, value),
     "resume_config": _parse_resume_config,
     "trials": lambda name, value: value is None or parse_ids(name, value),
     "strategy": lambda _, value: PlanChoices(strategy=value),
     "trainable": _parse_trainable,
     "recipes": lambda _, value: parse_modules(value),
     "on_unknown": parse_on_unknown,
+    "until": parse_time_of_day,
 }
 """How a literal is checked, by the name that the argument has in all operators."""

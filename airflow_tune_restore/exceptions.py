@@ -63,14 +63,16 @@ class UnknownTrainableError(InvalidInputError):
     Args:
         name: The recorded name of its trainable; "" if it is unknown.
         problem: Why the recipe that its sweep wrote cannot be used; "" without one.
+        key: The key of the line that gives one: the name, or a glob that matches this experiment.
     """
 
     experiment: str
     name: str
     problem: str = ""
+    key: str = ""
 
     def __str__(self) -> str:
-        key = self.name or self.experiment
+        key = self.key or self.name or self.experiment
         problem = f"; {self.problem}" if self.problem else ""
         line = f'{json.dumps(key, ensure_ascii=False)}: "package.module:attribute",'
         option = f"--trainable {quote(f'{key}=package.module:attribute')}"
@@ -305,6 +307,26 @@ class TrialFailedError(TuneRestoreError):
         return (
             f"Trial {self.trial_id} of {self.experiment} failed again{cause}: {self.reason.rstrip('.')}, "
             f"in attempt {self.attempt}{why}."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class RestFailedError(TuneRestoreError):
+    """Trials of a whole-experiment run failed that one task follows together; the run has ended them.
+
+    `reasons` names the first ones, and why. `count` of `whole` have not finished.
+    """
+
+    experiment: str
+    count: int
+    whole: int
+    reasons: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count} of the {self.whole} trials of {self.experiment} that this task follows did "
+            f"not finish: {self.reasons.rstrip('.')}. The commit keeps their progress, and the next "
+            "restore with resume_errored=True resumes them."
         )
 
 

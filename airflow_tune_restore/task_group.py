@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from airflow.sdk import TaskGroup, XComArg
 
-from airflow_tune_restore.arguments import parse_count
+from airflow_tune_restore.arguments import check_literals, parse_count
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORABLE
 from airflow_tune_restore.hooks.experiment_search import LEFT_ALONE_KEY
@@ -25,8 +25,9 @@ from airflow_tune_restore.operators.group_arguments import (
     pick,
     refuse_unknown,
 )
+from airflow_tune_restore.operators.repeat_run import RepeatRunOperator, check_window
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
-from airflow_tune_restore.operators.xcom import OUTCOMES_KEY
+from airflow_tune_restore.operators.xcom import OUTCOMES_KEY, TOTALS_KEY
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 
 RETRIES = 1
@@ -40,9 +41,9 @@ class TuneRestoreTaskGroup(TaskGroup):
     """Restore failed experiments: find, plan, run one task per trial, commit, continue the search.
 
     Its tasks: `find` (with `prefix`), `plan`, `trial` (mapped over trials), `commit`, `continue_search`
-    (mapped over experiments; skipped where no samples are left) and `done`. `done` makes the DAG run fail
-    if any of them failed, or if the plan skipped an experiment because of an unexpected error. With
-    nothing to restore the tasks are skipped and the DAG run succeeds.
+    (mapped over experiments; skipped where no samples are left), `done` and, with `repeat`, `repeat`.
+    `done` makes the DAG run fail if any of them failed, or if the plan skipped an experiment because of
+    an unexpected error. With nothing to restore the tasks are skipped and the DAG run succeeds.
 
     Args:
         trainable, recipes: What restores the experiments, as in
@@ -71,8 +72,13 @@ class TuneRestoreTaskGroup(TaskGroup):
         runtime_env: With `launcher="ray"`: Ray runtime_env of the jobs, over that of the connection.
         env: Environment variables of the runners. No secrets: the serialized DAG contains them.
         max_active_trials: How many trials run at the same time in one DAG run.
+        repeat: Whether the next DAG run is started, with the same conf, if trials wait and at least one
+            that ran has finished (`RepeatRunOperator`).
+        until, max_duration: With `repeat`: no further DAG run is started after this time of day, in the
+            time zone of the DAG, or for longer. What runs is left to end.
         find_args, plan_args, trial_args, commit_args, continue_search_args: Arguments for the operator of
-            one task. They win over all others: `trial_args={"retries": 3}`.
+            one task. They win over all others: `trial_args={"retries": 3}`. Trials return nothing: the
+            commit returns all of it. `trial_args={"do_xcom_push": True}` makes them.
         **more: Arguments that are passed on (`airflow_tune_restore.operators.group_arguments`): those of
             the sensor to `find`, for example `include` and `timeout`; those of a plan to `plan`, for
             example `strategy`; those of every Airflow task to all tasks, for example `retries`, `pool`
@@ -113,6 +119,9 @@ class TuneRestoreTaskGroup(TaskGroup):
         env: Mapping[str, str] | None = None,
         max_attempts: int | str | None = None,
         max_active_trials: int | None = None,
+        repeat: bool = False,
+        until: str | None = None,
+        max_duration: timedelta | float | str | None = None,
         find_args: Mapping[str, Any] | None = None,
         plan_args: Mapping[str, Any] | None = None,
         trial_args: Mapping[str, Any] | None = None,
@@ -132,6 +141,8 @@ class TuneRestoreTaskGroup(TaskGroup):
                 f"TuneRestoreTaskGroup {group_id!r}: {', '.join(for_find)} needs prefix=, because "
                 "nothing is searched for without it."
             )
+        check_literals({"repeat": repeat}, ())
+        check_window(repeat, until, max_duration)
         super().__init__(group_id=group_id, **pick(more, GroupArguments))
         from_dag = self.dag.default_args if self.dag else {}
         for_all = pick(more, TaskArguments)
@@ -197,6 +208,7 @@ class TuneRestoreTaskGroup(TaskGroup):
             self.trial = trial_operator.partial(
                 **{
                     "task_id": "trial",
+                    "do_xcom_push": False,
                     "max_active_tis_per_dagrun": parse_count(
                         "max_active_trials", max_active_trials
                     ),
@@ -224,11 +236,21 @@ class TuneRestoreTaskGroup(TaskGroup):
                     **(continue_search_args or {}),
                 }
             ).expand(experiment=self.commit.output)
+            totals = XComArg(self.commit, key=TOTALS_KEY)
             done = CheckRestoresOperator(
-                task_id="done", outcomes=XComArg(self.plan, key=OUTCOMES_KEY)
+                task_id="done", outcomes=XComArg(self.plan, key=OUTCOMES_KEY), totals=totals
             )
             self.trial >> self.commit
             [self.trial, self.commit, self.continue_search] >> done
+            if repeat:
+                again = RepeatRunOperator(
+                    task_id="repeat",
+                    totals=totals,
+                    searches=self.continue_search.output,
+                    until=until,
+                    max_duration=max_duration,
+                )
+                [self.plan, self.trial, self.commit, self.continue_search] >> again
 
 
 def _pod_operators() -> tuple[Any, Any]:

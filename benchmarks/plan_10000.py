@@ -84,7 +84,8 @@ OURS = """
 import gc, sys, time
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.prepare import PrepareOptions, plan_restore
+from airflow_tune_restore.restore.prepare import plan_restore
+from airflow_tune_restore.restore.prepared import PrepareOptions
 from airflow_tune_restore.storage.fs import open_store
 gc.disable()  # as the command line does
 flags = ResumeFlags.from_flags(resume_unfinished=True, resume_errored=True, restart_errored=False)

@@ -30,7 +30,8 @@ from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.follow import ask_to_stop
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.prepare import PrepareOptions, prepare_restore
+from airflow_tune_restore.restore.prepare import prepare_restore
+from airflow_tune_restore.restore.prepared import PrepareOptions
 from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.memory import MemoryStore
@@ -280,6 +281,18 @@ def _started(objects: Objects, strategy: str) -> tuple[MemoryStore, RestorePlan]
     return store, plan
 
 
+RECIPES: tuple[bytes, ...] = (
+    b'{"trainable": "team_a.train:train"}',
+    b'{"trainable": "registered", "imports": ["team_a.register"], "resume_errored": true}',
+    b'{"schema": 1, "trainable": "team_a.train:train", "python": "/opt/a/python", "image": "a:1", '
+    b'"imports": ["team_a.x"], "param_space": "team_a.x:space", "search_alg": "team_a.x:search", '
+    b'"env": {"A": "1", "B": ""}, "runtime_env": {"working_dir": "s3://b/code.zip", "pip": ["x"], '
+    b'"py_modules": ["https://x/y.whl"], "env_vars": {"C": "3"}}, "strategy": "per_trial"}',
+    b'{"trainable": "team_a.train:train", "resume_config": {"finished": "restart"}, '
+    b'"resume_unfinished": false, "restart_errored": true, "ignore_tuner": true, "trust_name": true}',
+)
+"""Recipes as sweeps write them."""
+
 DONE: dict[str, Any] = {"iteration": 6, "metrics": {"score": 1.5}}
 _TAIL = ProgressTail(first=2, reports=[{"trial_id": "bad", "iteration": 3, "metrics": {"a": 1.5}}])
 
@@ -339,8 +352,9 @@ def whole_objects(clock: Clock) -> Objects:
 
 
 def _leave_the_rest(store: ObjectStore, plan: RestorePlan, unit: str) -> None:
-    """Leave what is seldom there: progress in storage, a request to stop, an end, saved states."""
+    """Leave what is seldom there: a recipe, progress, a request to stop, an end, saved states."""
     where = (plan.restore_id, unit, 1)
+    store.put(layout.RECIPE, RECIPES[0])
     store.put(layout.progress_key(*where), _TAIL.to_json())
     store.put(layout.stopped_key(*where), b"{}")
     store.put(layout.exit_key(*where), b'{"exit_code": 137, "message": "OOMKilled"}')

@@ -131,13 +131,13 @@ def _half_restored(rng: random.Random, lab: Lab) -> Objects:
     return moved(objects, "", f"{BAD}/")
 
 
-class _Hook:
+class Hook:
     """Opens what a test has made, by the addresses that it gave to the operators."""
 
     def __init__(self, stores: Mapping[str, ObjectStore]) -> None:
         self._stores = stores
 
-    def __call__(self, storage_conn_id: str | None = None) -> "_Hook":
+    def __call__(self, storage_conn_id: str | None = None) -> "Hook":
         del storage_conn_id
         return self
 
@@ -158,15 +158,15 @@ def a_night(rng: random.Random, lab: Lab, stores: Mapping[str, ObjectStore]) -> 
     base = read_base(stores[good]).state
     context = make_context()
     with (
-        mock.patch.object(build_restore_plan, "ExperimentStorageHook", _Hook(stores)),
-        mock.patch.object(commit_restore, "ExperimentStorageHook", _Hook(stores)),
+        mock.patch.object(build_restore_plan, "ExperimentStorageHook", Hook(stores)),
+        mock.patch.object(commit_restore, "ExperimentStorageHook", Hook(stores)),
     ):
         order = sorted(stores, reverse=rng.random() < 0.5)
         operator = BuildRestorePlanOperator(
             task_id="plan", experiments=order, resume_errored=True, stale_after=0,
             strategy=rng.choice(("auto", "per_trial")), allow_scratch=True,
         )  # fmt: skip
-        items = _executed(lab, operator, context)
+        items = executed(lab, operator, context)
         check_xcom(items, len(items))
         outcomes = context["ti"].pushed["outcomes"]
         check_xcom(outcomes, len(outcomes))
@@ -174,7 +174,7 @@ def a_night(rng: random.Random, lab: Lab, stores: Mapping[str, ObjectStore]) -> 
         _run_trials(rng, lab, stores, restores, good)
         committing = make_context()
         try:
-            done = _executed(
+            done = executed(
                 lab, CommitRestoreOperator(task_id="commit", outcomes=outcomes), committing
             )
         except AirflowException as error:
@@ -186,7 +186,7 @@ def a_night(rng: random.Random, lab: Lab, stores: Mapping[str, ObjectStore]) -> 
     _check_committed(stores[good], base, {i["trial_id"] for i in items if i["experiment"] == good})
 
 
-def _executed(lab: Lab, operator: Any, context: Any) -> Any:
+def executed(lab: Lab, operator: Any, context: Any) -> Any:
     operator._cached_logger = lab.logger
     return operator.execute(context)
 

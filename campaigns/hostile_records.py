@@ -11,6 +11,7 @@ import json
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from airflow_tune_restore.cli import output
@@ -35,8 +36,10 @@ from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt, cl
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
+from airflow_tune_restore.restore.own_restore import fresh_restore_id
 from airflow_tune_restore.restore.plan import read_plan
-from airflow_tune_restore.restore.prepare import fresh_restore_id, prepare_restore
+from airflow_tune_restore.restore.prepare import prepare_restore
+from airflow_tune_restore.restore.recipes import Recipes
 from airflow_tune_restore.restore.release import release_trials
 from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.restore.undo import undo_commit
@@ -411,10 +414,23 @@ def commit(_lab: Lab, store: ObjectStore) -> None:
     assert commit_restore(store, RESTORE_ID) == summary
 
 
+def _recipe(_lab: Lab, store: ObjectStore) -> None:
+    """Plan by the sweep's own recipe: it is used as it is, or not at all."""
+    for modules in (True, ["team_a.*"]):
+        recipes = Recipes.parse({"*": "others:train"}, recipes=modules)
+        options = replace(night_options(), recipes=recipes)
+        try:
+            prepared = prepare_restore(store, "r2", options)
+        except TuneRestoreError as error:
+            assert_shown(str(error))
+        else:
+            assert isinstance(prepared, str) or prepared.options.recipe is not None
+
+
 READERS: tuple[Callable[[Lab, ObjectStore], None], ...] = (
     _plan, _lease, _acquire, _commit_abandoned,
     next_night, _claim, _attempts, _ledger, _judge, _follow, _watch,
-    _ray_run, _runner, _undo, _release, commit, commit,
+    _ray_run, _runner, _undo, _release, _recipe, commit, commit,
 )  # fmt: skip
 
 ENDS = (_runner,)

@@ -2,8 +2,9 @@
 
 A target draws its input from `rng`, keeps it with `lab.keep` (so that it can be saved), and reads it.
 It may return, or raise one of our errors; anything else is a failure. Add a target to `TARGETS`. What
-stands in our own records is in `hostile_records`, what lies on disks in `hostile_disks`, what servers
-answer in `hostile_servers`, and what a whole night makes of it in `hostile_nights`.
+stands in our own records is in `hostile_records`, in a sweep's recipe in `hostile_recipes`, what lies on
+disks in `hostile_disks`, what servers answer in `hostile_servers`, and what a whole night makes of it in
+`hostile_nights`.
 """
 
 import contextlib
@@ -57,6 +58,7 @@ from campaigns.hostile_lab import (
     spoil,
 )
 from campaigns.hostile_nights import a_restore, many_trials, nights, times
+from campaigns.hostile_recipes import recipes
 from campaigns.hostile_records import records
 from campaigns.hostile_servers import api_servers, dashboards, triggerers
 from tests.support.experiments.built import STATE_NAME
@@ -243,6 +245,7 @@ TARGETS: dict[str, tuple[Callable[[random.Random, Lab], None], float]] = {
     "state": (state, 28),
     "pickle": (a_pickle, 28),
     "records": (records, 17),
+    "recipes": (recipes, 3),
     "lines": (lines, 7),
     "names": (names, 4),
     "rows": (rows, 4),

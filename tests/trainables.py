@@ -65,6 +65,12 @@ def memory_asked() -> float:
     return sum(bundle.get("memory", 0.0) for bundle in bundles)
 
 
+def team() -> dict:
+    """Return whose environment we run in, if somebody gave us one."""
+    name = os.environ.get("TUNE_TEST_TEAM")
+    return {"team": name} if name else {}
+
+
 def journal(config: dict, iteration: int, event: str) -> None:
     """Write down which process trains which trial when; one clock for all processes of a machine."""
     if path := os.environ.get("TUNE_TEST_JOURNAL"):
@@ -89,6 +95,7 @@ def counting(config: dict) -> None:
             "started_from": start,
             "pid_of_worker": os.getpid(),
             "memory_asked": memory_asked(),
+            **team(),
         }
         if iteration % config.get("checkpoint_every", 1):
             _session.report(metrics)
@@ -122,13 +129,21 @@ class Counter(tune.Trainable):
         misfortune(self.config, self.count + 1)
         self.count += 1
         done = self.count >= self.config.get("iterations", ITERATIONS)
-        return {"score": self.count, "started_from": self.started_from, "done": done}
+        return {"score": self.count, "started_from": self.started_from, "done": done, **team()}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         Path(checkpoint_dir, "count.json").write_text(json.dumps(self.count))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         self.count = self.started_from = json.loads(Path(checkpoint_dir, "count.json").read_text())
+
+
+class ScaledCounter(Counter):
+    """The same, with a score that differs between trials: a scheduler stops some of them."""
+
+    def step(self) -> dict:
+        result = super().step()
+        return {**result, "score": result["score"] * self.config["factor"]}
 
 
 class Recorder(tune.Callback):

@@ -39,7 +39,8 @@ from airflow_tune_restore.exceptions import (
     TuneRestoreError,
 )
 from airflow_tune_restore.launch.base import Launcher
-from airflow_tune_restore.restore.prepare import PrepareOptions, preview_restore
+from airflow_tune_restore.restore.prepare import preview_restore
+from airflow_tune_restore.restore.prepared import PrepareOptions
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
@@ -118,7 +119,10 @@ def plan(
     """Show what a restore of EXPERIMENT would do, and what would refuse it. Writes nothing."""
     store = open_experiment(experiment)
     made, refusals = preview_restore(
-        store, PrepareOptions(choices=options.choices(), stale_after=options.stale_after)
+        store,
+        PrepareOptions(
+            choices=options.choices(), only=options.narrowing(), stale_after=options.stale_after
+        ),
     )
     output.print_plan(made, refusals, list_all=list_all, as_json=as_json)
 
@@ -162,6 +166,7 @@ def restore(
     options = RestoreOptions(
         prepare=PrepareOptions(
             choices=plan.choices(),
+            only=plan.narrowing(),
             stale_after=plan.stale_after,
             can_start=run.param_space is not None,
             can_search=run.search_alg is not None,

@@ -24,6 +24,7 @@ from airflow_tune_restore.restore.choices import (
     Strategy,
 )
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
+from airflow_tune_restore.restore.only import Only
 from airflow_tune_restore.restore.shown_rows import MAX_ROWS
 
 
@@ -208,6 +209,16 @@ class PlanOptions:
             help="Restore only this trial; the others stay as they are. Can be repeated.",
         ),
     ] = None
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Restore only those of the chosen trials that match; the others stay as they are. "
+            "KEY is trial, status, cause, error (a regular expression), metric (as "
+            "'metric=loss<0.5') or experiment (a glob). Can be repeated: all keys must match, by one "
+            "of their values.",
+        ),
+    ] = None
     max_attempts: Annotated[
         int | None,
         typer.Option(
@@ -225,6 +236,10 @@ class PlanOptions:
         ),
     ] = DEFAULT_MAX_MEMORY_BYTES
     stale_after: StaleAfter = DEFAULT_STALE_AFTER
+
+    def narrowing(self) -> Only:
+        """Return which of the chosen trials are taken (InvalidInputError if it is not valid)."""
+        return Only.parse(self.only) if self.only else Only()
 
     def choices(self) -> PlanChoices:
         """Return the choices for the plan.

@@ -39,7 +39,7 @@ from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.flags import ResumeType
 from airflow_tune_restore.restore.planner import build_plan
-from airflow_tune_restore.restore.prepare import PreparedRestore, PrepareOptions
+from airflow_tune_restore.restore.prepared import PreparedRestore, PrepareOptions
 from airflow_tune_restore.restore.recipe import ALL_MODULES, Recipe
 from airflow_tune_restore.restore.recipes import read_recipe, write_recipe
 from airflow_tune_restore.storage.base import ObjectStore

@@ -23,12 +23,8 @@ from airflow_tune_restore.restore.check_request import build_check_request
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.ledger import read_ledger
-from airflow_tune_restore.restore.prepare import (
-    PreparedRestore,
-    PrepareOptions,
-    prepare_continued_search,
-    prepare_restore,
-)
+from airflow_tune_restore.restore.prepare import prepare_continued_search, prepare_restore
+from airflow_tune_restore.restore.prepared import PreparedRestore, PrepareOptions
 from airflow_tune_restore.restore.recipe import Recipe
 from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.restore.summary import CommitSummary

@@ -9,6 +9,7 @@ from airflow_tune_restore.exceptions import (
     KeyNotFoundError,
     LeaseLostError,
     RecordUnreadableError,
+    RestFailedError,
     RunnerRefusedError,
     StateChangedError,
     StateUnreadableError,
@@ -24,6 +25,7 @@ PERMANENT = (
     KeyNotFoundError,  # a deleted plan does not come back
     LeaseLostError,  # a newer restore has taken over
     RecordUnreadableError,  # a broken record does not repair itself
+    RestFailedError,  # the run has ended these trials
     RunnerRefusedError,  # refused input is refused again; a fenced attempt has a successor
     StateChangedError,  # the plan no longer fits the state
     StateUnreadableError,  # a broken state does not repair itself

@@ -1,12 +1,15 @@
-"""The DAG runs behind leases: which one takes a lease, and whether the one that holds it has ended."""
+"""DAG runs: which one takes a lease, whether the one that holds it has ended, and how one is started."""
 
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import quote
 
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowRuntimeError
+from airflow.sdk.execution_time import task_runner
+from airflow.sdk.execution_time.comms import ErrorResponse, TriggerDagRun
+from pydantic import ValidationError
 
 from airflow_tune_restore.protocol.lease_objects import (
     DagRunId,
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 ENDED = ("success", "failed")
 """The states of Airflow's `DagRunState` in which nothing of a DAG run is started any more."""
+
+_DAG_RUN_STATE = {"type": "DagRunStateResult", "state": "running"}
+"""A reply about DAG runs: only the supervisor of a task can decode it (task-sdk 1.3)."""
 
 _NOT_FOUND = 404
 _one_at_a_time = threading.Lock()
@@ -128,3 +134,23 @@ def _why_unknown(error: AirflowRuntimeError) -> str:
     if detail.get("status_code") == _NOT_FOUND:
         return "This Airflow has no such DAG run"
     return f"Airflow could not be asked about its DAG run: {printable(str(error), 200)}"
+
+
+def can_start_dag_runs() -> bool:
+    """Whether this is the process of a task: the supervisor of a DAG processor would never answer."""
+    comms = getattr(task_runner, "SUPERVISOR_COMMS", None)
+    if comms is None:
+        return False
+    try:
+        comms.body_decoder.validate_python(_DAG_RUN_STATE)
+    except ValidationError:
+        return False
+    return True
+
+
+def start_dag_run(dag_id: str, run_id: str, conf: Mapping[str, Any]) -> str:
+    """Start a DAG run, in the process of a task. Return why not: it exists already; "" if it started."""
+    request = TriggerDagRun(dag_id=dag_id, run_id=run_id, conf=dict(conf))
+    with _one_at_a_time:
+        answer = task_runner.SUPERVISOR_COMMS.send(request)
+    return str(answer.error.value) if isinstance(answer, ErrorResponse) else ""

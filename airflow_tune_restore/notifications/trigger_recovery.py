@@ -8,17 +8,12 @@ from shlex import quote
 from typing import Any
 
 from airflow.sdk import BaseNotifier, Context
-from airflow.sdk.execution_time import task_runner
-from airflow.sdk.execution_time.comms import ErrorResponse, TriggerDagRun
-from pydantic import ValidationError
 
 from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.hooks.dag_runs import can_start_dag_runs, start_dag_run
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.storage.location import Location
-
-_DAG_RUN_STATE = {"type": "DagRunStateResult", "state": "running"}
-"""A reply about DAG runs: only the supervisor of a task can decode it (task-sdk 1.3)."""
 
 
 class TriggerRecoveryNotifier(BaseNotifier):
@@ -49,8 +44,7 @@ class TriggerRecoveryNotifier(BaseNotifier):
     def notify(self, context: Context) -> None:
         """Start the DAG, once per try of the task."""
         experiment = str(_one_experiment(self.experiment))
-        comms = getattr(task_runner, "SUPERVISOR_COMMS", None)
-        if comms is None or not _is_of_a_task(comms):
+        if not can_start_dag_runs():
             self.log.error(
                 "DAG %s was not started: this callback does not run in the process of a task, and only a "
                 "task can start DAG runs. A sensor that watches the prefix finds the experiment. To "
@@ -61,9 +55,9 @@ class TriggerRecoveryNotifier(BaseNotifier):
             )
             return
         run_id, conf = _run_id(experiment, context), {**self.extra_conf, "experiment": experiment}
-        answer = comms.send(TriggerDagRun(dag_id=self.dag_id, run_id=run_id, conf=conf))
-        if isinstance(answer, ErrorResponse):
-            self.log.warning("DAG %s was not started: %s", self.dag_id, answer.error.value)
+        refusal = start_dag_run(self.dag_id, run_id, conf)
+        if refusal:
+            self.log.warning("DAG %s was not started: %s", self.dag_id, refusal)
             return
         self.log.info("Started DAG %s, run %s, to recover %s.", self.dag_id, run_id, experiment)
 
@@ -78,15 +72,6 @@ def _one_experiment(text: str) -> Address:
             "the slash at its end. If it has a template, check that its last part is not empty."
         )
     return address
-
-
-def _is_of_a_task(comms: Any) -> bool:
-    """Whether the supervisor is that of a task; the one of a DAG processor would never answer."""
-    try:
-        comms.body_decoder.validate_python(_DAG_RUN_STATE)
-    except ValidationError:
-        return False
-    return True
 
 
 def _run_id(experiment: str, context: Context) -> str:

@@ -5,12 +5,12 @@ attempt or claims the next one; it waits, or defers; then the operator judges th
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import BaseOperator, BaseOperatorLink, Context
 
 from airflow_tune_restore.arguments import parse_text, parse_user
 from airflow_tune_restore.exceptions import LeaseLostError, RestoreEndedError, name_trial
@@ -107,7 +107,7 @@ class AttemptOperator(MapIndexLabelOperator):
     `RestoreTrialOperator` documents the arguments.
     """
 
-    operator_extra_links = (RayJobLink(),)
+    operator_extra_links: Collection[BaseOperatorLink] = (RayJobLink(),)
     template_fields: Sequence[str] = (
         *MapIndexLabelOperator.template_fields,
         "launcher",
@@ -212,6 +212,8 @@ class AttemptOperator(MapIndexLabelOperator):
             TaskDeferred: If the attempt is a Ray job that the triggerer waits for.
             RunnerDiedError: If the runner exited without an outcome.
         """
+        if self.launcher != LauncherName.RAY:
+            self.operator_extra_links = ()  # Airflow keeps an XCom of each link, also of an empty one
         attempt = (
             RayJobTask(self, task)
             if self.launcher == LauncherName.RAY

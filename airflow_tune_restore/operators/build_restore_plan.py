@@ -19,8 +19,8 @@ from airflow_tune_restore.hooks.xcom_size import unpack
 from airflow_tune_restore.launch.account import runner_account
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.operators import xcom
+from airflow_tune_restore.operators.dag_run_room import take_what_fits
 from airflow_tune_restore.operators.experiment_batch import ExperimentBatch
-from airflow_tune_restore.operators.map_limit import refuse_too_many
 from airflow_tune_restore.operators.plan_log import log_plans
 from airflow_tune_restore.operators.recipe_operator import RecipeOperator
 from airflow_tune_restore.operators.trainable_check import CHECK_FIELDS, TrainableCheck
@@ -28,13 +28,11 @@ from airflow_tune_restore.operators.trial_items import build_items
 from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
 from airflow_tune_restore.restore.choices import AUTO, DEFAULT_MAX_MEMORY_BYTES, PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.only import Only
+from airflow_tune_restore.restore.own_restore import find_started
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.prepare import (
-    PreparedRestore,
-    PrepareOptions,
-    find_started,
-    prepare_restore,
-)
+from airflow_tune_restore.restore.prepare import prepare_restore
+from airflow_tune_restore.restore.prepared import PreparedRestore, PrepareOptions
 from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 
@@ -52,6 +50,7 @@ class BuildRestorePlanOperator(RecipeOperator):
 
     * `restored`: its restore was started; `continue_search`: only its search is left to continue.
     * `left_alone`: it is running, another restore works on it, or nothing is to do.
+    * `waiting`: this DAG run has no room for it. The next one takes it.
     * `misfit`: it was made with another trainable.
     * `unknown`: no trainable is given for it.
     * `refused`: it cannot be restored before a person has done something.
@@ -83,10 +82,14 @@ class BuildRestorePlanOperator(RecipeOperator):
         trials: Ids of the only trials to restore: a list, or text with commas. None: all. The other
             trials stay as they are recorded, and the search is not continued. A template that renders to
             nothing is refused. (templated)
+        only: Which of the trials that the flags choose are restored; otherwise as `trials`. A mapping, or
+            texts `KEY=VALUE`, as in `airflow_tune_restore.restore.only.Only`. None: all. (templated)
         strategy, fresh_budget, trim_results, remember_scheduler, allow_scratch, newest_checkpoint,
             ignore_tuner, trust_name, max_attempts: As in
             `airflow_tune_restore.restore.choices.PlanChoices`.
         max_memory: `PlanChoices.max_memory_bytes`.
+        max_trials: Most trials of this DAG run, if fewer than `[core] max_map_length`. The longest dead
+            experiments come first, whole ones before a part of one. The others wait. (templated)
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds. 0
             if it is known to be dead.
         lease_ttl: How long the restore counts as alive while none of its trials runs; timedelta or
@@ -108,9 +111,11 @@ class BuildRestorePlanOperator(RecipeOperator):
         "on_unknown",
         "strategy",
         "trials",
+        "only",
         *SWITCHES,
         "max_attempts",
         "max_memory",
+        "max_trials",
         "stale_after",
         "check_timeout",
         "storage_conn_id",
@@ -140,8 +145,10 @@ class BuildRestorePlanOperator(RecipeOperator):
         ignore_tuner: bool | str = False,
         trust_name: bool | str = False,
         trials: Sequence[str] | str | None = None,
+        only: Mapping[str, Any] | Sequence[str] | str | None = None,
         max_attempts: int | str | None = None,
         max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
+        max_trials: int | str | None = None,
         stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
         lease_ttl: timedelta | float = DEFAULT_LEASE_TTL,
         check_timeout: timedelta | float | str = DEFAULT_CHECK_TIMEOUT,
@@ -169,8 +176,11 @@ class BuildRestorePlanOperator(RecipeOperator):
         self.trust_name = trust_name
         self.trials = trials
         self._has_trials = trials is not None
+        self.only = only
+        self._has_only = only is not None
         self.max_attempts = max_attempts
         self.max_memory = max_memory
+        self.max_trials = max_trials
         self.stale_after = stale_after
         self.lease_ttl = lease_ttl
         self.check_timeout = check_timeout
@@ -188,6 +198,7 @@ class BuildRestorePlanOperator(RecipeOperator):
             experiments = unpack(self.experiments)
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             options = self._options()
+            max_trials = arguments.parse_count("max_trials", self.max_trials)
             runner_account(self._user(), self.launcher)
             fails_on_unknown = arguments.parse_on_unknown("on_unknown", self.on_unknown)
             batch = ExperimentBatch(
@@ -198,7 +209,7 @@ class BuildRestorePlanOperator(RecipeOperator):
             )
         try:
             with as_airflow_errors():
-                started = self._start_all(context, hook, batch, options)
+                started = self._start_all(context, hook, batch, options, max_trials)
         finally:
             outcomes = batch.to_xcom()
             ti.xcom_push(xcom.OUTCOMES_KEY, outcomes)
@@ -214,19 +225,20 @@ class BuildRestorePlanOperator(RecipeOperator):
         hook: ExperimentStorageHook,
         batch: ExperimentBatch,
         options: PrepareOptions,
+        max_trials: int | None,
     ) -> list[tuple[Address, RestorePlan]]:
         prepared = self._prepare_all(context, hook, batch, options)
         has_evidence = self._refuse_misfits(hook, batch, prepared)
-        prepared = batch.undecided(prepared)
-        refuse_too_many(batch, prepared)
+        prepared = take_what_fits(batch, batch.undecided(prepared), max_trials)
         by_name = batch.places.keys() - has_evidence if batch.spans_directories else set()
         to_start: dict[str, PreparedRestore] = {}
-        for text, restore in batch.undecided(prepared).items():
+        for text, restore in prepared.items():
             if restore.plan.only_continues_search and not restore.nothing_to_do:
                 batch.continue_search(text, by_name=text in by_name)
             else:
                 to_start[text] = restore
                 batch.take(text, restore.plan.restore_id, by_name=text in by_name)
+                batch.describe_part(text, restore.plan)
         # pushed before, too: if this task dies half-way, the commit finds the leases that it took
         context["ti"].xcom_push(xcom.OUTCOMES_KEY, batch.to_xcom())
         return self._start(context, batch, to_start)
@@ -277,6 +289,7 @@ class BuildRestorePlanOperator(RecipeOperator):
                 nothing = "a restore that died had left nothing more to do"
                 batch.leave_alone(text, prepared[text].nothing_to_do or nothing)
             else:
+                batch.describe_part(text, plan)
                 started.append((batch.places[text], plan))
         return started
 
@@ -341,6 +354,8 @@ class BuildRestorePlanOperator(RecipeOperator):
         )
         return PrepareOptions(
             choices=choices,
+            only=arguments.parse_only("only", self.only) if self._has_only else Only(),
+            prefix=self.parse_prefix(),
             stale_after=arguments.parse_span("stale_after", self.stale_after),
             can_start=parse_text(self.param_space) is not None,
             can_search=parse_text(self.search_alg) is not None,
@@ -350,7 +365,7 @@ class BuildRestorePlanOperator(RecipeOperator):
         )
 
     def _has_trainable(self) -> bool:
-        return bool(self.trainable or self.recipes)
+        return parse_text(self.trainable) is not None or bool(self.recipes)
 
     def _parse_bools(self, names: Sequence[str]) -> dict[str, bool]:
         return {name: arguments.parse_bool(name, getattr(self, name)) for name in names}
@@ -372,6 +387,7 @@ def _find_started(context: Context, hook: ExperimentStorageHook, address: Addres
 
 
 def _items(address: Address, plan: RestorePlan) -> list[xcom.TrialXCom]:
-    """Return one item per trial, and one for the samples that the same run adds."""
-    trials = (*plan.to_run, None) if plan.continues_search else plan.to_run
+    """Return one item per trial with a task, and one for the other trials and the samples of its run."""
+    has_more = plan.task_count > len(plan.with_tasks)
+    trials = (*plan.with_tasks, None) if has_more else plan.with_tasks
     return [xcom.TrialXCom.build(address, plan, trial) for trial in trials]

@@ -6,7 +6,8 @@ from airflow.sdk import BaseOperator, Context, TriggerRule
 
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.operators.outcome_list import OutcomeList
-from airflow_tune_restore.operators.xcom import Outcome
+from airflow_tune_restore.operators.totals import Totals
+from airflow_tune_restore.operators.xcom import Outcome, resolve_xcom
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, first_of, printable
 from airflow_tune_restore.version_compat import AirflowFailException
 
@@ -22,6 +23,8 @@ class CheckRestoresOperator(BaseOperator):
     Args:
         outcomes: `plan.output["outcomes"]` of a `BuildRestorePlanOperator`. Read when the task runs: a
             plan that never ran pushes nothing.
+        totals: `commit.output["totals"]` of a `CommitRestoreOperator`, for one line in the log. Read when
+            the task runs.
     """
 
     ui_color = "#e8f4e6"
@@ -30,16 +33,22 @@ class CheckRestoresOperator(BaseOperator):
         self,
         *,
         outcomes: Any,
+        totals: Any = None,
         trigger_rule: TriggerRule | str = TriggerRule.NONE_FAILED,
         **kwargs: Any,
     ) -> None:
         super().__init__(trigger_rule=trigger_rule, **kwargs)
         self.outcomes = outcomes
+        self.totals = totals
 
     def execute(self, context: Context) -> None:
-        """Fail with the names of the experiments and the reasons."""
+        """Log the numbers. Fail with the names of the experiments and the reasons."""
         with as_airflow_errors():
             outcomes = OutcomeList.resolve(self.outcomes, context)
+            found = resolve_xcom(self.totals, context)
+            totals = Totals.parse(found)
+        if found is not None:
+            self.log.info("%s", totals.describe())
         refused = [item for item in outcomes.items if item.is_refused]
         not_listed = outcomes.not_listed[Outcome.REFUSED]
         if not (refused or not_listed):

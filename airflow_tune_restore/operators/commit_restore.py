@@ -12,15 +12,16 @@ from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.operators.experiment_table import (
-    COMMIT_FAILED,
     ExperimentLine,
     ExperimentTable,
 )
 from airflow_tune_restore.operators.outcome_list import OutcomeList
 from airflow_tune_restore.operators.summary_log import log_summaries
 from airflow_tune_restore.operators.summary_xcom import describe_summaries
+from airflow_tune_restore.operators.totals import COMMIT_FAILED
 from airflow_tune_restore.operators.xcom import (
     EXPERIMENTS_KEY,
+    TOTALS_KEY,
     Outcome,
     OutcomeXCom,
     resolve_list,
@@ -55,7 +56,9 @@ class CommitRestoreOperator(BaseOperator):
     tables.
 
     The log ends with one table of all experiments that were found, and what became of each. The XCom
-    `experiments` holds the same. The task is skipped only if no experiment was found.
+    `experiments` holds the same, and the XCom `totals` has the numbers: `experiments` by outcome,
+    `trials_run`, `trials_finished`, `waiting_experiments` and `waiting_trials`. The task is skipped only
+    if no experiment was found.
 
     Args:
         outcomes: `plan.output["outcomes"]` of a `BuildRestorePlanOperator`, or a list of
@@ -118,7 +121,8 @@ class CommitRestoreOperator(BaseOperator):
                 case None:
                     lines.append(_uncommitted(item, Outcome.LEFT_ALONE, _NEVER_STARTED))
         log_summaries(summaries, self.log)
-        self._report(context, ExperimentTable.build(lines, left_alone, outcomes.not_listed))
+        unlisted = (outcomes.not_listed, outcomes.unlisted_trials)
+        self._report(context, ExperimentTable.build(lines, left_alone, *unlisted))
         continued = [
             item.experiment for item in outcomes.items if item.outcome is Outcome.CONTINUE_SEARCH
         ]
@@ -137,6 +141,7 @@ class CommitRestoreOperator(BaseOperator):
         for line in table.render().splitlines():
             self.log.info("%s", line)
         context["ti"].xcom_push(EXPERIMENTS_KEY, table.to_xcom())
+        context["ti"].xcom_push(TOTALS_KEY, table.totals().to_xcom())
 
     def _try_to_commit(
         self, hook: ExperimentStorageHook, item: OutcomeXCom

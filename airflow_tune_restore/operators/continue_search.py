@@ -25,7 +25,7 @@ from airflow_tune_restore.protocol.request import RunnerOutcome
 from airflow_tune_restore.restore.check_request import build_check_request
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.plan import read_plan
-from airflow_tune_restore.restore.prepare import PreparedRestore
+from airflow_tune_restore.restore.prepared import PreparedRestore
 
 
 class ContinueSearchOperator(AttemptOperator):

@@ -29,13 +29,10 @@ from airflow_tune_restore.protocol.records import is_listed
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.own_restore import fresh_restore_id
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.prepare import (
-    PreparedRestore,
-    PrepareOptions,
-    fresh_restore_id,
-    prepare_continued_search,
-)
+from airflow_tune_restore.restore.prepare import prepare_continued_search
+from airflow_tune_restore.restore.prepared import PreparedRestore, PrepareOptions
 from airflow_tune_restore.restore.recipes import Recipes
 from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.restore.summary import CommitSummary

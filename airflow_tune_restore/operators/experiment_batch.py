@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_tune_restore.exceptions import (
@@ -19,7 +20,8 @@ from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators.outcome_list import NEEDS_COMMIT, OutcomeList
 from airflow_tune_restore.operators.xcom import Outcome, OutcomeXCom
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, first_of, printable
-from airflow_tune_restore.restore.prepare import PreparedRestore
+from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.prepared import PreparedRestore
 from airflow_tune_restore.storage.location import Location
 from airflow_tune_restore.version_compat import AirflowException, AirflowSkipException
 
@@ -101,6 +103,15 @@ class ExperimentBatch:
         reason = "only its search is left, which the task continue_search continues"
         self._decide(address, Outcome.CONTINUE_SEARCH, reason, by_name=by_name)
 
+    def wait(self, address: str, reason: str, *, trials: int) -> None:
+        """Record that a later DAG run takes it, with so many trials."""
+        self._decide(address, Outcome.WAITING, reason, waiting=trials)
+
+    def describe_part(self, address: str, plan: RestorePlan) -> None:
+        """Record which trials of a restore wait, and which have no task of their own."""
+        known = self._outcomes[address]
+        self._outcomes[address] = replace(known, waiting=plan.waiting, rest=len(plan.rest))
+
     def leave_alone(self, address: str, reason: str) -> None:
         """Record why it is not to be restored now."""
         self._decide(address, Outcome.LEFT_ALONE, reason)
@@ -157,6 +168,8 @@ class ExperimentBatch:
                     log.warning("%s: none of its trials runs: %s", each.experiment, each.reason)
                 case Outcome.MISFIT | Outcome.UNKNOWN | Outcome.REFUSED:
                     log.warning("%s is not restored: %s", each.experiment, each.reason)
+                case Outcome.WAITING:
+                    others.append(f"{each.experiment} {each.reason}")
                 case Outcome.LEFT_ALONE:
                     others.append(f"{each.experiment} is left alone: {each.reason}")
                 case Outcome.CONTINUE_SEARCH:
@@ -164,7 +177,8 @@ class ExperimentBatch:
         for line in others[:_NAMED]:
             log.info("%s", line)
         if len(others) > _NAMED:
-            log.info("… and %d more that are left alone or only continued.", len(others) - _NAMED)
+            more_others = len(others) - _NAMED
+            log.info("… and %d more that wait, are left alone or only continued.", more_others)
         by_name = [each.experiment for each in self._outcomes.values() if each.by_name]
         if by_name:
             more = f" and {len(by_name) - _SHOWN} more" if len(by_name) > _SHOWN else ""
@@ -193,7 +207,7 @@ class ExperimentBatch:
         reasons = _reasons([each for _, each in first])
         if has_tries and self._may_pass:
             raise AirflowException(f"Nothing could be restored. {reasons}")
-        if outcomes <= {Outcome.LEFT_ALONE, Outcome.UNKNOWN}:
+        if outcomes <= {Outcome.LEFT_ALONE, Outcome.UNKNOWN, Outcome.WAITING}:
             raise AirflowSkipException(
                 f"Nothing to restore. {reasons or 'No experiment was given.'}"
             )

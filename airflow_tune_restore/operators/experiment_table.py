@@ -7,20 +7,18 @@ from typing import Any, Self
 
 from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.hooks.xcom_size import first_fitting
+from airflow_tune_restore.operators.totals import (
+    TRIALS_FAILED,
+    UNREADABLE,
+    WORDS,
+    Totals,
+    name_outcomes,
+)
 from airflow_tune_restore.operators.xcom import Outcome, OutcomeXCom
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable, shortened
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable, shortened
 from airflow_tune_restore.restore.columns import render
 from airflow_tune_restore.restore.shown_rows import MAX_ROWS, describe_hidden
 from airflow_tune_restore.restore.summary import TABLE_WIDTH, CommitSummary
-
-COMMIT_FAILED = "commit_failed"
-"""The outcome of an experiment whose restore was started, but could not be committed."""
-
-TRIALS_FAILED = "trials_failed"
-"""The outcome of a restored experiment if a trial that ran has not finished."""
-
-UNREADABLE = "unreadable"
-"""The outcome of an experiment that the sensor could not read. No task fails because of it."""
 
 MAX_EXPERIMENTS = 1000
 """With more experiments, the XCom leaves out the last ones."""
@@ -34,19 +32,6 @@ _WHOLE_ADDRESS = TABLE_WIDTH // 2
 _REASONS_LENGTH = 60_000
 """Characters of all reasons in the table together: then it has at most a thousand lines."""
 
-_WORDS = {
-    Outcome.REFUSED: "refused",
-    COMMIT_FAILED: "commit failed",
-    TRIALS_FAILED: "failed again",
-    UNREADABLE: "unreadable",
-    Outcome.UNKNOWN: "no trainable",
-    Outcome.MISFIT: "misfit",
-    Outcome.RESTORED: "restored",
-    Outcome.CONTINUE_SEARCH: "search goes on",
-    Outcome.LEFT_ALONE: "left alone",
-}
-"""What the table shows, in the order of its rows: those that a person must look at come first."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentLine:
@@ -54,10 +39,11 @@ class ExperimentLine:
 
     Args:
         experiment: Its address.
-        outcome: One of `Outcome`, `COMMIT_FAILED`, `TRIALS_FAILED` or `UNREADABLE`.
+        outcome: One of `Outcome`, or of the other words in `operators.totals`.
         trials_run: Trials that were resumed, restarted or drawn.
         trials_finished: How many of them are TERMINATED now.
         by_name: As in `OutcomeXCom`.
+        waiting_trials: Trials that wait for a later DAG run.
         reason: Why it was not restored, or what was done.
     """
 
@@ -66,6 +52,7 @@ class ExperimentLine:
     trials_run: int = 0
     trials_finished: int = 0
     by_name: bool = False
+    waiting_trials: int = 0
     reason: str = ""
 
     @classmethod
@@ -75,6 +62,7 @@ class ExperimentLine:
             experiment=item.experiment,
             outcome=str(item.outcome),
             by_name=item.by_name,
+            waiting_trials=item.waiting,
             reason=printable(item.reason, NOTE_LENGTH),
         )
 
@@ -87,6 +75,7 @@ class ExperimentLine:
             trials_run=len(summary.ran),
             trials_finished=len(summary.ran) - len(summary.failed),
             by_name=item.by_name,
+            waiting_trials=item.waiting,
             reason=summary.headline().removeprefix(f"{summary.experiment}: "),
         )
 
@@ -98,10 +87,12 @@ class ExperimentTable:
     Args:
         lines: The lines.
         not_listed: How many more there are for which the XComs had no room, by outcome.
+        unlisted_trials: Trials of these that wait for a later DAG run.
     """
 
     lines: tuple[ExperimentLine, ...]
     not_listed: Counter[str] = field(default_factory=Counter)
+    unlisted_trials: int = 0
 
     @classmethod
     def build(
@@ -109,10 +100,12 @@ class ExperimentTable:
         lines: Iterable[ExperimentLine],
         left_alone: Mapping[str, Any],
         not_listed: Mapping[str, int],
+        unlisted_trials: int = 0,
     ) -> Self:
         """Put the lines in order, and add those that the sensor left alone.
 
-        `not_listed` counts experiments that the plan did not list, by outcome.
+        `not_listed` counts experiments that the plan did not list, by outcome, and `unlisted_trials`
+        those of their trials that wait.
         """
         known = {line.experiment: line for line in lines}
         for item in left_alone.get("experiments", ()):
@@ -124,10 +117,24 @@ class ExperimentTable:
                 reason=printable(f"{health}: {reason}", NOTE_LENGTH),
             )
             known.setdefault(address, line)
-        order = {word: number for number, word in enumerate(_WORDS)}
+        order = {word: number for number, word in enumerate(WORDS)}
         ordered = sorted(known.values(), key=lambda line: (order[line.outcome], line.experiment))
         by_sensor = Counter({str(Outcome.LEFT_ALONE): int(left_alone.get("not_listed") or 0)})
-        return cls(tuple(ordered), by_sensor + Counter(not_listed))
+        return cls(tuple(ordered), by_sensor + Counter(not_listed), unlisted_trials)
+
+    def totals(self) -> Totals:
+        """Return the numbers of all experiments and trials."""
+        counts = Counter(str(line.outcome) for line in self.lines) + self.not_listed
+        parts = sum(
+            1 for line in self.lines if line.waiting_trials and line.outcome != Outcome.WAITING
+        )
+        return Totals(
+            experiments=dict(counts),
+            trials_run=sum(line.trials_run for line in self.lines),
+            trials_finished=sum(line.trials_finished for line in self.lines),
+            waiting_experiments=counts[Outcome.WAITING] + parts,
+            waiting_trials=sum(line.waiting_trials for line in self.lines) + self.unlisted_trials,
+        )
 
     def to_xcom(self) -> list[dict[str, Any]]:
         """Return the XCom form: strict JSON, as many of the first lines as fit."""
@@ -139,10 +146,8 @@ class ExperimentTable:
         return first_fitting(map(_describe, short))
 
     def headline(self) -> str:
-        """Return how many experiments had which outcome."""
-        counts = Counter(line.outcome for line in self.lines) + self.not_listed
-        words = ", ".join(f"{count} {shown}" for shown, count in _named(counts).items())
-        return f"{counted(counts.total(), 'experiment')}: {words}"
+        """Return how many experiments had which outcome, and what waits."""
+        return self.totals().describe()
 
     def render(self) -> str:
         """Return the table of the first experiments as plain text, and the number of the others."""
@@ -151,9 +156,11 @@ class ExperimentTable:
 
         shown = self.lines[:MAX_ROWS]
         most = _REASONS_LENGTH // max(len(shown), 1)
+        # a fixed width: of columns that rich narrows below their `min_width`, it cuts the last one off
         longest = max((len(line.experiment) for line in shown), default=0)
+        width = min(max(longest, len("experiment")), _WHOLE_ADDRESS)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("experiment", overflow="fold", min_width=min(longest, _WHOLE_ADDRESS))
+        table.add_column("experiment", overflow="fold", width=width)
         table.add_column("outcome", no_wrap=True)
         table.add_column("trials", no_wrap=True)
         table.add_column("what happened", overflow="fold")
@@ -162,18 +169,13 @@ class ExperimentTable:
             by_name = "taken by the name of its trainable alone; " if line.by_name else ""
             table.add_row(
                 printable(line.experiment),
-                _WORDS[line.outcome],
+                WORDS[line.outcome],
                 trials if line.trials_run else "-",
                 f"{by_name}{shortened(line.reason, most)}",
             )
         hidden = Counter(line.outcome for line in self.lines[MAX_ROWS:]) + self.not_listed
         where = "The lines above, and the logs of find and plan, have more of them."
-        return f"{render(table, TABLE_WIDTH)}{describe_hidden(_named(hidden), where)}"
-
-
-def _named(counts: Counter[str]) -> dict[str, int]:
-    """Return the numbers of experiments by the words of the table, in the order of its rows."""
-    return {shown: counts[word] for word, shown in _WORDS.items() if counts[word]}
+        return f"{render(table, TABLE_WIDTH)}{describe_hidden(name_outcomes(hidden), where)}"
 
 
 def _describe(line: ExperimentLine) -> dict[str, Any]:

@@ -42,12 +42,14 @@ class PlanArguments(CheckArguments, total=False):
     on_unknown: str
     strategy: str
     trials: Sequence[str] | str
+    only: Mapping[str, Any] | Sequence[str] | str
     fresh_budget: bool | str
     trim_results: bool | str
     remember_scheduler: bool | str
     allow_scratch: bool | str
     newest_checkpoint: bool | str
     max_memory: float | str
+    max_trials: int | str | None
     lease_ttl: timedelta | float
 
 

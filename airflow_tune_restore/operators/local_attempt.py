@@ -110,12 +110,14 @@ class LocalAttempt:
                 self._output = launcher.start_detached(request)
 
         follower = Follower(task.store, plan.restore_id, task.trial_id, start)
+        of_many = not task.is_one_of_many
         self._follows_shared_run = True
         try:
             for progress in follower.progress():
                 self._show_output()
                 if progress is not None:
-                    self._log.info("%s", describe_line(progress.to_line(), plan.metric))
+                    shown = describe_line(progress.to_line(), plan.metric, of_many=of_many)
+                    self._log.info("%s", shown)
             self._follows_shared_run = False
         except LeaseLostError:
             self._follows_shared_run = False

@@ -21,10 +21,16 @@ from airflow_tune_restore.protocol.printable import shortened
 NEEDS_COMMIT = (Outcome.RESTORED, Outcome.CONTINUE_SEARCH)
 """The outcomes that later tasks work on. The others are shown, and one refused fails the last task."""
 
-_ONLY_SHOWN = (Outcome.REFUSED, Outcome.UNKNOWN, Outcome.MISFIT, Outcome.LEFT_ALONE)
+_ONLY_SHOWN = (
+    Outcome.REFUSED,
+    Outcome.UNKNOWN,
+    Outcome.MISFIT,
+    Outcome.WAITING,
+    Outcome.LEFT_ALONE,
+)
 """The others, in the order in which they are listed while there is room."""
 
-_NOT_LISTED = "not_listed"
+_NOT_LISTED, _WAITING_TRIALS = "not_listed", "waiting_trials"
 _REASONS_LENGTH, _SHORTEST = 100_000, 80
 """Characters of all reasons in the XCom together, and of each at least. The log has them whole."""
 
@@ -39,10 +45,17 @@ class OutcomeList:
 
     While all fit into an XCom, it is a list in the order in which the experiments were given. Else it is
     one packed list: first those that need a commit, then as many of the others as fit.
+    `unlisted_trials` is how many trials of experiments that are not listed wait.
     """
 
     items: tuple[OutcomeXCom, ...]
     not_listed: Counter[str] = field(default_factory=Counter)
+    unlisted_trials: int = 0
+
+    @property
+    def waiting_trials(self) -> int:
+        """How many trials wait for a later DAG run."""
+        return sum(item.waiting for item in self.items) + self.unlisted_trials
 
     @classmethod
     def build(cls, outcomes: Iterable[OutcomeXCom]) -> Self:
@@ -60,9 +73,13 @@ class OutcomeList:
         """
         value = resolve_xcom(value, context)
         items = tuple(OutcomeXCom.parse(item) for item in resolve_list(value, context))
-        counts = value.get(_NOT_LISTED, {}) if isinstance(value, Mapping) else {}
+        given = value if isinstance(value, Mapping) else {}
+        counts, trials = given.get(_NOT_LISTED, {}), given.get(_WAITING_TRIALS, 0)
         try:
-            return cls(items, Counter({Outcome(word): int(n) for word, n in counts.items()}))
+            not_listed: Counter[str] = Counter(
+                {Outcome(word): int(n) for word, n in counts.items()}
+            )
+            return cls(items, not_listed, int(trials))
         except (AttributeError, TypeError, ValueError):
             raise InvalidInputError(f"outcomes: {counts!r} counts no outcomes.") from None
 
@@ -77,8 +94,12 @@ class OutcomeList:
         ordered = [item.to_short_xcom() for item in (*needed, *others)]
 
         def build(listed: int) -> dict[str, Any]:
-            left_out = Counter(str(item.outcome) for item in others[listed:])
-            return {**pack(ordered[: len(needed) + listed]), _NOT_LISTED: dict(left_out)}
+            left_out = others[listed:]
+            return {
+                **pack(ordered[: len(needed) + listed]),
+                _NOT_LISTED: dict(Counter(str(item.outcome) for item in left_out)),
+                _WAITING_TRIALS: sum(item.waiting for item in left_out),
+            }
 
         packed = build(most_fitting(len(others), build))
         if fits(packed):

@@ -21,8 +21,8 @@ class RecipeOperator(CheckedOperator):
             the recorded name of a trainable or a glob on the experiment's path. (templated)
         recipes: Whether sweeps may bring their own `.tune_restore/recipe.json`: True, or patterns of
             modules that it may name. Never from a template.
-        prefix: Place that globs in `trainable` start from; by default the bucket, or the root of the
-            file system. (templated)
+        prefix: Place that globs on the paths of experiments start from; by default the bucket, or the
+            root of the file system. (templated)
         param_space: `package.module:attribute` of a re-specified param_space. (templated)
         search_alg: `package.module:attribute` of a searcher, for samples whose own is lost. (templated)
         imports: Modules that the runners import first.
@@ -63,12 +63,12 @@ class RecipeOperator(CheckedOperator):
 
     def parse_recipes(self) -> Recipes:
         """Return the recipes of all experiments (InvalidInputError if an argument is not valid)."""
+        return Recipes.parse(self.trainable, recipes=self.recipes, prefix=self.parse_prefix())
+
+    def parse_prefix(self) -> str | None:
+        """Return the URI of the prefix, without a connection; None without one."""
         place = parse_text(self.prefix)
-        return Recipes.parse(
-            self.trainable,
-            recipes=self.recipes,
-            prefix=Address.parse(place).uri if place else None,
-        )
+        return Address.parse(place).uri if place else None
 
     def use_recipe(self, store: ObjectStore, trainable_name: str) -> None:
         """Take the arguments that the recipe of a task's experiment gives, once.

@@ -56,6 +56,7 @@ def _without_trials(summary: CommitSummary) -> dict[str, Any]:
         "restore_id": left["restore_id"],
         "state_file": summary.state_file,
         "samples_left": left["samples_left"],
+        "trials_run": len(summary.ran),
         "failed": [change.trial_id for change in summary.failed],
         "quarantined": list(summary.quarantined),
         "headline": summary.headline(),

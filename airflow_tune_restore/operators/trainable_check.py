@@ -14,7 +14,7 @@ from airflow_tune_restore.launch.local import build_launcher
 from airflow_tune_restore.protocol.check import CheckAnswer, MatchedBy
 from airflow_tune_restore.restore.check_request import build_check_request
 from airflow_tune_restore.restore.claim import RunnerSettings
-from airflow_tune_restore.restore.prepare import PreparedRestore
+from airflow_tune_restore.restore.prepared import PreparedRestore
 from airflow_tune_restore.restore.recipe import Recipe
 
 CHECK_FIELDS = ("trainable", "param_space", "search_alg", "imports", "python", "env")
@@ -69,18 +69,19 @@ class TrainableCheck:
     def run(
         self, places: Mapping[str, Address], prepared: Mapping[str, PreparedRestore]
     ) -> CheckedExperiments:
-        """Check each recipe once for all experiments that are reached with the same credentials.
+        """Check each code once for all experiments that are reached with the same credentials.
 
         Restores that an earlier try has started, and those that run no trial, are not checked.
 
         Raises:
             InvalidInputError: If the trainable or the param_space for all experiments cannot be used.
         """
-        groups: dict[tuple[str | None, bytes], list[str]] = {}
+        groups: dict[tuple[str | None, str], list[str]] = {}
         for text, restore in prepared.items():
             runs_later = restore.plan.has_work or restore.nothing_to_do  # it is planned again
             if runs_later and not restore.is_started:
-                key = places[text].conn_id, _recipe_of(restore).to_json()
+                # recipes that differ in their flags alone are checked together
+                key = places[text].conn_id, repr(_recipe_of(restore).over(self.own))
                 groups.setdefault(key, []).append(text)
         checked = CheckedExperiments()
         for texts in groups.values():

@@ -3,18 +3,24 @@
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import (
+    RestFailedError,
     RunnerRefusedError,
     TrialFailedError,
     TrialStoppedError,
 )
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol.failures import Cause
+from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
+from airflow_tune_restore.protocol.listed_records import RestoreRecords
 from airflow_tune_restore.protocol.numbers import strict_json
+from airflow_tune_restore.protocol.printable import first_of
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
 from airflow_tune_restore.restore.history import History, seen_before
 from airflow_tune_restore.restore.ledger import read_history
 from airflow_tune_restore.restore.plan import RestorePlan, release_command
+from airflow_tune_restore.restore.summary import NO_OUTCOME
 from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.in_flight import for_each
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -31,10 +37,12 @@ def judge(
 ) -> dict[str, Any]:
     """Return the summary of a finished trial; every other outcome fails the task.
 
-    `because` is the reason why it was stopped, if it is known.
+    `because` is the reason why it was stopped, if it is known. Where a whole-experiment run has more
+    trials than tasks, the task of the run itself also fails if a trial without a task did not finish.
 
     Raises:
         TrialFailedError: If the trial failed again.
+        RestFailedError: If trials failed that the task follows together.
         TrialStoppedError: If it was stopped, or its runner broke off.
         RunnerRefusedError: If it was refused or fenced.
     """
@@ -42,6 +50,8 @@ def judge(
     name = f"Trial {item.trial_id} of {plan.experiment}"
     match Result(outcome.result):
         case Result.FINISHED:
+            if item.trial_id == WHOLE_EXPERIMENT:
+                _refuse_failed_rest(store, plan)
             log.info("%s finished at iteration %d.", name, outcome.iteration)
             return {
                 "experiment": item.experiment,
@@ -63,6 +73,22 @@ def judge(
             raise RunnerRefusedError(
                 f"{name} was stopped, because a newer attempt or restore has taken over: {cause}"
             )
+
+
+def _refuse_failed_rest(store: ObjectStore, plan: RestorePlan) -> None:
+    """Raise if one of the trials without a task of their own has not finished."""
+    if not plan.rest:
+        return
+    records = RestoreRecords(store, plan.restore_id)
+    ids = [trial.trial_id for trial in plan.rest]
+    outcomes = for_each(lambda trial_id: records.of(trial_id).outcome_or_interrupted(), ids)
+    failed = [
+        f"{trial_id} ({NO_OUTCOME if outcome is None else outcome.describe_error().rstrip('.')})"
+        for trial_id, outcome in zip(ids, outcomes, strict=True)
+        if outcome is None or outcome.result != Result.FINISHED
+    ]
+    if failed:
+        raise RestFailedError(plan.experiment, len(failed), len(ids), first_of(failed))
 
 
 def _failed(

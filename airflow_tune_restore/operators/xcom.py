@@ -16,7 +16,7 @@ from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.hooks.xcom_size import unpack
 from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
-from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.printable import counted, printable
 from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.storage.location import Location
@@ -24,6 +24,9 @@ from airflow_tune_restore.version_compat import XComNotFound
 
 OUTCOMES_KEY = "outcomes"
 """XCom key of the plan task: what became of each experiment that it was given."""
+
+TOTALS_KEY = "totals"
+"""XCom key of the commit task: the numbers of experiments and trials, and of those that wait."""
 
 EXPERIMENTS_KEY = "experiments"
 """XCom key of the commit task: one line per experiment that was found, with what became of it."""
@@ -38,6 +41,7 @@ class Outcome(StrEnum):
     RESTORED = "restored"  # a restore was started
     CONTINUE_SEARCH = "continue_search"  # only its search is left; a later task continues it
     LEFT_ALONE = "left_alone"  # it is running, another restore works on it, or nothing is to do
+    WAITING = "waiting"  # this DAG run has no room for it; the next one takes it
     MISFIT = "misfit"  # it was made with another trainable
     UNKNOWN = "unknown"  # no trainable is given for it
     REFUSED = "refused"  # it cannot be restored before a person has done something
@@ -82,12 +86,16 @@ class OutcomeXCom(_ItemXCom):
             started: why none of its trials runs.
         by_name: Whether it was taken because the name of its trainable fits, and for no other evidence,
             beside experiments in other directories.
+        waiting: How many of its trials wait for a later DAG run.
+        rest: How many of the trials that are restored have no task of their own.
     """
 
     outcome: Outcome = Outcome.RESTORED
     restore_id: str | None = None
     reason: str = ""
     by_name: bool = False
+    waiting: int = 0
+    rest: int = 0
     _source: ClassVar[str] = "outcomes"
 
     def __post_init__(self) -> None:
@@ -110,9 +118,10 @@ class TrialXCom(_ItemXCom):
 
     Args:
         restore_id: The restore that it is a part of.
-        trial_id: Its id in the plan; `layout.WHOLE_EXPERIMENT` for the continued search.
+        trial_id: Its id in the plan; `layout.WHOLE_EXPERIMENT` for the continued search, and for the
+            trials of a whole-experiment run that have no task of their own.
         experiment_name: Last part of the experiment's URI.
-        action: `resume`, `restart` or `draw`.
+        action: `resume`, `restart`, `draw`, or `run` for trials without a task of their own.
         checkpoint: Checkpoint it starts from, or None; for display.
         iteration: Iteration it starts after.
         label: The grid shows it instead of the map index.
@@ -129,7 +138,7 @@ class TrialXCom(_ItemXCom):
 
     @classmethod
     def build(cls, address: Address, plan: RestorePlan, trial: TrialPlan | None) -> Self:
-        """Build the item of one planned trial; with None, of the search that the run continues."""
+        """Build the item of one planned trial; with None, of all else that the run does."""
         name = printable(Location.parse(plan.experiment).name)
         trial_id = trial.trial_id if trial else WHOLE_EXPERIMENT
         checkpoint = trial.checkpoint if trial else None
@@ -138,10 +147,10 @@ class TrialXCom(_ItemXCom):
             restore_id=plan.restore_id,
             trial_id=trial_id,
             experiment_name=name,
-            action=trial.action.value if trial else TrialAction.DRAW.value,
+            action=(trial.action if trial else _action_of_rest(plan)).value,
             checkpoint=checkpoint and printable(checkpoint),
             iteration=trial.iteration if trial else 0,
-            label=_label(name, trial_id),
+            label=_label(name, trial_id, len(plan.rest)),
         )
 
     @classmethod
@@ -153,12 +162,18 @@ class TrialXCom(_ItemXCom):
             restore_id=str(item.restore_id),
             trial_id=trial_id,
             experiment_name=name,
-            label=_label(name, trial_id),
+            label=_label(name, trial_id, item.rest),
         )
 
 
-def _label(name: str, trial_id: str) -> str:
-    shown = "new samples" if trial_id == WHOLE_EXPERIMENT else printable(trial_id)[:_ID_LENGTH]
+def _action_of_rest(plan: RestorePlan) -> TrialAction:
+    return TrialAction.RUN if plan.rest else TrialAction.DRAW
+
+
+def _label(name: str, trial_id: str, rest: int) -> str:
+    shown = printable(trial_id)[:_ID_LENGTH]
+    if trial_id == WHOLE_EXPERIMENT:
+        shown = counted(rest, "other trial") if rest else "new samples"
     return f"{name[:_NAME_LENGTH]} {shown}"
 
 

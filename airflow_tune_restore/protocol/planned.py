@@ -76,6 +76,7 @@ class PlannedExperiment(Record):
         continues_search: Whether the run also runs the samples that are left.
         samples_left: How many samples the searcher has not suggested; None if unknown.
         searcher_lost: Why the searcher is lost, if it is needed; "" otherwise.
+        own_tasks: How many of the trials to run have a task of their own, the first ones; None: all.
     """
 
     base: PlannedState
@@ -83,6 +84,13 @@ class PlannedExperiment(Record):
     continues_search: bool = False
     samples_left: Count | None = None
     searcher_lost: Line = ""
+    own_tasks: Count | None = None
+
+    @property
+    def rest(self) -> list[PlannedTrial]:
+        """The trials to run that one task follows together."""
+        to_run = [trial for trial in self.trials if trial.runs]
+        return [] if self.own_tasks is None else to_run[self.own_tasks :]
 
 
 def read_planned(store: ObjectStore, restore_id: str) -> PlannedExperiment:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from airflow_tune_restore.protocol.check import CheckRequest, ExperimentToCheck
 from airflow_tune_restore.restore.claim import RunnerSettings
-from airflow_tune_restore.restore.prepare import PreparedRestore
+from airflow_tune_restore.restore.prepared import PreparedRestore
 
 
 def build_check_request(

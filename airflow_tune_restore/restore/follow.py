@@ -24,6 +24,10 @@ QUIET_SECONDS = 60.0
 """A run writes a heartbeat every 5 s. Without a new one for this long, by the follower's clock, it died.
 Longer than for the runner of one trial, because more is lost with it."""
 
+SHOWN_REPORTS = 1000
+"""Of the reports of the run itself so many are yielded, then as many of each tenth, each hundredth …: one
+task may follow thousands of trials."""
+
 POLL_SECONDS = 2.0
 OUTAGE_SECONDS = 600.0
 """How long a store may be unreachable before a follower fails; the run itself continues."""
@@ -47,6 +51,8 @@ class Follower:
     sleep: Callable[[float], None] = time.sleep
     outcome: RunnerOutcome | None = None
     _seen: int = 0
+    _read: int = 0
+    _shown: int = 0
     _beats: dict[int, tuple[bytes | None, float]] = field(default_factory=dict)
     _unreadable: set[int] = field(default_factory=set)
 
@@ -57,6 +63,7 @@ class Follower:
     def progress(self) -> Iterator[RunnerProgress | None]:
         """Yield the reports of the trial until it ends, and None after each look.
 
+        Of many reports of the run itself, not all are yielded (`SHOWN_REPORTS`).
         Starts a run if none is alive. A finished or failed trial is not run again. A trial that was
         stopped before continues in the next run.
 
@@ -77,11 +84,20 @@ class Follower:
                     raise
                 why = printable(str(error))
                 logger.warning("The run continues, but its records are unreadable now: %s", why)
-            yield from reports
+            yield from filter(self._is_shown, reports)
             if has_ended:
                 return
             yield None
             self.sleep(POLL_SECONDS)
+
+    def _is_shown(self, _report: RunnerProgress) -> bool:
+        if self.trial_id != layout.WHOLE_EXPERIMENT:
+            return True
+        self._read += 1
+        step: int = 10 ** (self._shown // SHOWN_REPORTS)
+        is_shown = self._read % step == 0
+        self._shown += is_shown
+        return is_shown
 
     def _look(self, stopped: int) -> tuple[list[RunnerProgress], bool]:
         """Return the new reports, and whether the trial has ended. Start a run if none is alive."""

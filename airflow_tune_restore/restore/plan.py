@@ -29,6 +29,9 @@ from airflow_tune_restore.storage.base import ObjectStore
 ADMIN_DAG = "tune_restore_admin"
 """The DAG for operations by hand (dags/tune_restore_admin.py)."""
 
+NOT_CHOSEN = "not among the chosen trials, stays as it is"
+"""The reason of a trial that the user did not choose."""
+
 _SHOWN_IDS = 5
 
 
@@ -87,6 +90,19 @@ class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
         """Whether it is resumed or restarted."""
         return self.action in RUN_ACTIONS
 
+    def left(self, reason: str) -> "TrialPlan":
+        """Return the entry that leaves it as it is, whatever the flags choose."""
+        return msgspec.structs.replace(
+            self,
+            action=TrialAction.KEEP,
+            checkpoint=None,
+            iteration=0,
+            resources={},
+            new_trial_id=None,
+            runs_with=None,
+            reason=f"{self.status}, {reason}",
+        )
+
     @property
     def title(self) -> str:
         """Its id, and the parameters in which it differs: `d1fcc_00002 (lr=0.1, batch=32)`."""
@@ -115,6 +131,9 @@ class RestorePlan:
         failures: Earlier failures of the trials to run, by trial id, as the ledger had them; None in
             plans of older versions.
         is_part: Whether it is the part of a plan with one trial alone.
+        own_tasks: How many of the trials to run have a task of their own, in a whole-experiment run with
+            more trials than a DAG run maps: the first ones. None: all.
+        waiting: How many trials that the flags choose wait for a later restore (`restore.part`).
     """
 
     restore_id: str
@@ -135,6 +154,8 @@ class RestorePlan:
     warnings: tuple[str, ...] = ()
     failures: dict[str, History] | None = None
     is_part: bool = False
+    own_tasks: Count | None = None
+    waiting: Count = 0
     schema: Count = 1
 
     def __post_init__(self) -> None:
@@ -175,6 +196,21 @@ class RestorePlan:
     def to_run(self) -> tuple[TrialPlan, ...]:
         """The trials that are resumed or restarted."""
         return tuple(trial for trial in self.trials if trial.runs)
+
+    @property
+    def with_tasks(self) -> tuple[TrialPlan, ...]:
+        """The trials to run that have a task of their own."""
+        return self.to_run[: self.own_tasks]
+
+    @property
+    def rest(self) -> tuple[TrialPlan, ...]:
+        """The trials to run that have none: one task follows all of them, and the samples."""
+        return () if self.own_tasks is None else self.to_run[self.own_tasks :]
+
+    @property
+    def task_count(self) -> int:
+        """How many tasks follow the runs of the restore."""
+        return len(self.with_tasks) + bool(self.rest or self.continues_search)
 
     @property
     def quarantined(self) -> tuple[TrialPlan, ...]:

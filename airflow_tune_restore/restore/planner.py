@@ -29,6 +29,7 @@ from airflow_tune_restore.protocol.request import RUN_ACTIONS, TrialAction
 from airflow_tune_restore.restore.choices import AUTO, PlanChoices, Strategy
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.plan import (
+    NOT_CHOSEN,
     RestorePlan,
     RunOption,
     TrialPlan,
@@ -46,7 +47,6 @@ _WHY_COUPLED = {
     "PB2": "it copies good trials over bad ones",
 }
 
-_NOT_CHOSEN = "not among the chosen trials, stays as it is"
 _OWN_SEARCHER = (
     "search_alg is not used: the experiment's own searcher is not lost, and continues the search"
 )
@@ -58,12 +58,13 @@ _SPENT_BUDGET = (
 def choices_for(experiment: Experiment, choices: PlanChoices) -> dict[str, ResumeType]:
     """Return what the flags choose for each of the chosen trials, by trial id."""
     cut_short = {trial.trial_id for trial in experiment.stopped_by_fail_fast}
+    named = frozenset(choices.trials)
     return {
         trial.trial_id: choices.flags.choice_for(
             trial.status, is_cut_short=trial.trial_id in cut_short
         )
         for trial in experiment.trials
-        if not choices.trials or trial.trial_id in choices.trials
+        if not named or trial.trial_id in named
     }
 
 
@@ -95,7 +96,7 @@ def build_plan(
     trainable = _trainable_name(experiment, wanted)
     cut_short = {trial.trial_id for trial in experiment.stopped_by_fail_fast}
     kept = {
-        **{t.trial_id: f"{t.status}, {_NOT_CHOSEN}" for t in in_order if t.trial_id not in chosen},
+        **{t.trial_id: f"{t.status}, {NOT_CHOSEN}" for t in in_order if t.trial_id not in chosen},
         **{
             t.trial_id: _foreign_reason(t, trainable)
             for t in wanted
@@ -348,8 +349,7 @@ def _choose_strategy(experiment: Experiment, choices: PlanChoices) -> tuple[Stra
     wish, coupling = choices.strategy, _coupling(experiment)
     fitting = Strategy.WHOLE_EXPERIMENT if coupling else Strategy.PER_TRIAL
     why = coupling or "trials do not depend on each other"
-    if choices.trials and Strategy.WHOLE_EXPERIMENT in (wish, wish == AUTO and fitting):
-        cause = coupling or "strategy='whole_experiment' is set"
+    if choices.trials and (cause := why_one_run(experiment, choices)):
         raise InvalidInputError(
             f"{experiment.uri} is restored in one run of all its trials ({cause}), so a restore of only "
             "some of them (trials, --trial) is refused; strategy='per_trial' (--strategy per_trial) "
@@ -360,6 +360,14 @@ def _choose_strategy(experiment: Experiment, choices: PlanChoices) -> tuple[Stra
     if wish == Strategy.PER_TRIAL:
         why = f"{coupling}: alone, a trial is not compared with the others"
     return Strategy(wish), f"forced, although {why}"
+
+
+def why_one_run(experiment: Experiment, choices: PlanChoices) -> str:
+    """Return why one run restores all trials of an experiment; "" if each has a run of its own."""
+    coupling = _coupling(experiment)
+    if choices.strategy == Strategy.WHOLE_EXPERIMENT:
+        return coupling or "strategy='whole_experiment' is set"
+    return coupling if choices.strategy == AUTO else ""
 
 
 def _coupling(experiment: Experiment) -> str:

@@ -4,23 +4,18 @@ A reason against a restore is raised; a reason that makes one needless is return
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from typing import Any
+from dataclasses import replace
 
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
     InvalidInputError,
-    LeaseLostError,
     StateUnreadableError,
-    StorageError,
     TuneRestoreError,
 )
 from airflow_tune_restore.experiments.budget import IN_WORK
-from airflow_tune_restore.experiments.evidence import DriverStatus
 from airflow_tune_restore.experiments.examine import examine
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, Health
+from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.experiments.older_runs import describe_older_runs, older_states
 from airflow_tune_restore.experiments.read import (
     StateReader,
@@ -31,14 +26,16 @@ from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_ch
 from airflow_tune_restore.experiments.root import Root, list_root
 from airflow_tune_restore.experiments.state import Keep
 from airflow_tune_restore.protocol import layout, lease
-from airflow_tune_restore.protocol.lease_objects import AskHolder, was_restored
-from airflow_tune_restore.protocol.lease_watch import Watch
+from airflow_tune_restore.protocol.lease_objects import was_restored
 from airflow_tune_restore.restore.abandoned import has_left_work
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.commit_record import name_commit
 from airflow_tune_restore.restore.flags import ResumeType
-from airflow_tune_restore.restore.kept import NameOption, describe_kept, in_dag
+from airflow_tune_restore.restore.kept import describe_kept
 from airflow_tune_restore.restore.ledger import Ledger, read_ledger
+from airflow_tune_restore.restore.narrow import narrow
+from airflow_tune_restore.restore.own_restore import look_for_own
+from airflow_tune_restore.restore.part import leave_all, limit_tasks
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
 from airflow_tune_restore.restore.planner import (
     build_plan,
@@ -46,105 +43,11 @@ from airflow_tune_restore.restore.planner import (
     choices_for,
     find_trainable_name,
 )
-from airflow_tune_restore.restore.recipe import Recipe
-from airflow_tune_restore.restore.recipes import Recipes
+from airflow_tune_restore.restore.prepared import PreparedRestore, PrepareOptions
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.wrapped import ReadOnceStore
 
 _SHOWN_WARNINGS = 5
-_MAX_RESTORES = 1000
-"""Restores of one DAG run. A DAG run is not cleared so often: something else wrote more of them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrepareOptions:
-    """The options of one restore before it starts.
-
-    Args:
-        stale_after: Silence after which the experiment counts as dead.
-        can_start: Whether a param_space is given: an experiment that never started can be started.
-        can_search: Whether a search_alg is given, for samples whose own searcher is lost.
-        ask_driver: Returns whether a driver runs for an experiment (URI) that looks dead.
-        name_option: Returns an option as its user writes it.
-        ask_holder: Returns whether another restore that holds the lease is known to have ended.
-        recipes: The recipes of all experiments; None if all are restored in the same way.
-        recipe: The one of this experiment, once it is known (`for_trainable`).
-    """
-
-    choices: PlanChoices = field(default_factory=PlanChoices)
-    stale_after: timedelta = DEFAULT_STALE_AFTER
-    can_start: bool = False
-    can_search: bool = False
-    ask_driver: Callable[[str], DriverStatus] | None = None
-    name_option: NameOption = in_dag
-    ask_holder: AskHolder | None = None
-    recipes: Recipes | None = None
-    recipe: Recipe | None = None
-
-    def for_trainable(self, store: ObjectStore, name: str) -> "PrepareOptions":
-        """Return the options for the experiment at the store's root, made with this trainable.
-
-        Raises:
-            UnknownTrainableError: If none of the recipes restores it.
-        """
-        if self.recipes is None:
-            return self
-        recipe = self.recipes.choose(store, name)
-        return replace(
-            self,
-            recipe=recipe,
-            choices=recipe.apply_to(self.choices),
-            can_start=self.can_start or recipe.param_space is not None,
-            can_search=self.can_search or recipe.search_alg is not None,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedRestore:
-    """A restore that can be started. It is small: its state is read again when it starts.
-
-    Args:
-        options: The options that it was prepared with.
-        samples_left: Samples that were never drawn; None if unknown.
-        searcher_lost: Why their own searcher is lost; "" if it is not.
-        is_started: Whether an earlier try of the caller started this restore.
-        is_search: Whether it continues the search and nothing else, whatever its trials are.
-        health_reason: Why the experiment counts as dead.
-        nothing_to_do: Why nothing else is to do, if it only settles what a dead restore left.
-        last_write: The newest write to the experiment by the store's clock (UTC); None if unknown.
-        watch: The watch of another restore that holds the lease and looks dead, if there is one.
-    """
-
-    store: ObjectStore
-    plan: RestorePlan
-    options: PrepareOptions = field(default_factory=PrepareOptions)
-    samples_left: int | None = None
-    searcher_lost: str = ""
-    is_started: bool = False
-    is_search: bool = False
-    health_reason: str = ""
-    nothing_to_do: str = ""
-    last_write: datetime | None = None
-    watch: Watch | None = None
-
-    @classmethod
-    def of(
-        cls,
-        store: ObjectStore,
-        experiment: Experiment,
-        plan: RestorePlan,
-        options: PrepareOptions,
-        **more: Any,
-    ) -> "PreparedRestore":
-        """Return the prepared restore of an experiment."""
-        return cls(
-            store=store,
-            plan=plan,
-            options=options,
-            samples_left=experiment.samples_left,
-            searcher_lost=experiment.searcher_lost,
-            **more,
-        )
 
 
 def prepare_restore(
@@ -159,6 +62,8 @@ def prepare_restore(
         LeaseHeldError: If another restore is running.
         TuneRestoreError: If it cannot be restored.
     """
+    if why_not := options.only.why_not(store.uri, options.prefix):
+        return why_not
     root = list_root(store)
     prepared = _prepare(store, root, base_id, options)
     if prepared.is_started:
@@ -173,7 +78,7 @@ def prepare_restore(
         return replace(prepared, nothing_to_do=nothing)
     if prepared.plan.only_continues_search:
         return _committable(prepared, root.entries)
-    if prepared.samples_left and not options.choices.trials:
+    if prepared.samples_left and not options.takes_some:
         return _committable(_with_search_plan(prepared), root.entries)
     return nothing
 
@@ -221,11 +126,12 @@ def _plan(
                 read_state=state_reader(options.choices),
                 ignore_tuner=options.choices.ignore_tuner,
             )
-    choices = options.choices
-    chosen = choices_for(experiment, choices)
-    to_resume = [t for t in experiment.trials if chosen.get(t.trial_id) is ResumeType.RESUME]
     ledger, warning = read_ledger(store) if was_restored(entries) else (Ledger(), "")
     known = ledger.trials
+    narrowed = narrow(store, experiment, ledger, options.choices, options.only, options.prefix)
+    choices = narrowed.choices
+    chosen = {} if narrowed.takes_none else choices_for(experiment, choices)
+    to_resume = [t for t in experiment.trials if chosen.get(t.trial_id) is ResumeType.RESUME]
     plan = build_plan(
         experiment,
         choices,
@@ -236,13 +142,15 @@ def _plan(
         can_search=options.can_search,
         quarantined=ledger.quarantined(choices.max_attempts),
     )
+    plan = leave_all(plan) if narrowed.takes_none else plan
     older = older_states(entries, experiment.state_file.name)
-    notes = (*filter(None, [warning]), *describe_older_runs(store, older, experiment.state))
+    notes = filter(None, [warning, narrowed.note])
     plan = replace(
         plan,
-        warnings=(*plan.warnings, *notes),
+        warnings=(*plan.warnings, *notes, *describe_older_runs(store, older, experiment.state)),
         failures={t.trial_id: known[t.trial_id] for t in plan.to_run if t.trial_id in known},
     )
+    plan = limit_tasks(plan, options.most_tasks)
     return PreparedRestore.of(store, experiment, plan, options)
 
 
@@ -271,7 +179,7 @@ def plan_again(prepared: PreparedRestore) -> PreparedRestore:
     options = prepared.options
     if not prepared.is_search:
         again = plan_restore(prepared.store, prepared.plan.restore_id, options)
-        if again.plan.changes_trials or not again.samples_left or options.choices.trials:
+        if again.plan.changes_trials or not again.samples_left or options.takes_some:
             return replace(again, watch=prepared.watch)
     again = _with_search_plan(prepared)
     has_samples = again.samples_left != 0
@@ -305,38 +213,6 @@ def preview_restore(
         searches = plan.continues_search or not plan.changes_trials
         check(lambda: name_commit(store, root.entries, continues_search=searches))
     return plan, list(refusals.values())
-
-
-def fresh_restore_id(store: ObjectStore, base: str) -> str:
-    """Return `base`, or `base-2`, `base-3` … if restores of that id have ended already.
-
-    Callers make `base` from what identifies their run. So a retry continues its own restore, and the
-    same DAG run starts a new one if it is cleared after its commit. A commit that has begun takes no more
-    attempts: what a restore of that id ran now would be lost. Without a commit, a restore has ended if it
-    has a plan and no lease any more.
-    """
-    return _look_for_own(store, base)[0]
-
-
-def _look_for_own(store: ObjectStore, base: str) -> tuple[str, bool]:
-    """Return the id as `fresh_restore_id`, and whether that restore has started: it holds its lease."""
-    for number in range(1, _MAX_RESTORES + 1):
-        restore_id = base if number == 1 else f"{base}-{number}"
-        names = {entry.name for entry in store.list_dir(layout.restore_dir(restore_id))}
-        has_begun_commit, has_plan = (
-            key(restore_id).rpartition("/")[2] in names
-            for key in (layout.commit_key, layout.plan_key)
-        )
-        if has_begun_commit:
-            continue
-        if not has_plan:
-            return restore_id, False
-        if _holds_lease(store, restore_id):
-            return restore_id, True
-    raise StorageError(
-        f"{store.uri} holds {_MAX_RESTORES} restores of the id {base}. Nothing was started. Find out "
-        f"what wrote them, then delete them from {layout.ROOT}; or start a new DAG run."
-    )
 
 
 def _committable(prepared: PreparedRestore, entries: list[Entry]) -> PreparedRestore:
@@ -379,7 +255,7 @@ def _prepare(
 def _prepare_restored(
     store: ObjectStore, root: Root, base_id: str, options: PrepareOptions
 ) -> PreparedRestore:
-    restore_id, has_started = _look_for_own(store, base_id)
+    restore_id, has_started = look_for_own(store, base_id)
     if has_started:
         own, experiment = read_plan(store, restore_id), read_base(store)
         if experiment.state_file.sha256 == own.base.sha256:
@@ -423,6 +299,11 @@ def _plan_dead(
             )
         case Health.NOT_STARTED:
             planned = _plan_search(store, restore_id, options)
+            if options.only.narrows:
+                health_reason = f"{report.reason}. It has no trial yet to match {options.only}"
+                planned = replace(
+                    planned, plan=leave_all(planned.plan), health_reason=health_reason
+                )
             return replace(planned, last_write=report.last_write)
         case _:
             prepared = _plan(reading, root.entries, read_state, restore_id, options)
@@ -441,17 +322,3 @@ def _plan_search(store: ObjectStore, restore_id: str, options: PrepareOptions) -
         experiment, choices, restore_id=restore_id, can_search=options.can_search
     )
     return PreparedRestore.of(store, experiment, plan, options)
-
-
-def find_started(store: ObjectStore, base_id: str) -> str | None:
-    """Return the id of the restore that an earlier try of the caller started; None without its lease."""
-    restore_id = fresh_restore_id(store, base_id)
-    return restore_id if _holds_lease(store, restore_id) else None
-
-
-def _holds_lease(store: ObjectStore, restore_id: str) -> bool:
-    try:
-        lease.check_held(store, restore_id)
-    except LeaseLostError:
-        return False
-    return True

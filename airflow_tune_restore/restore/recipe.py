@@ -1,9 +1,11 @@
-"""What restores the experiments of one trainable: the code, where it runs, and which trials are run.
+"""A recipe restores the experiments of one trainable: the code, where it runs, and which trials are run.
 
 A DAG or a shell gives it, or a sweep writes its own into `.tune_restore/recipe.json`. That file is
 untrusted, like everything in storage. Nothing that it names is imported in an Airflow process.
 """
 
+import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -23,7 +25,7 @@ from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location
 ALL_MODULES = "*"
 """The pattern of modules with which a recipe in storage may name everything."""
 
-_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1000, pattern=r"\S")]
 _Kind = Literal["skip", "resume", "restart"]
 _NAMES_CODE = ("trainable", "param_space", "search_alg")
 _FLAGS = ("resume_unfinished", "resume_errored", "restart_errored", "resume_cut_short")
@@ -39,6 +41,9 @@ _CHOICES = (
 )
 RUN_FIELDS = (*_NAMES_CODE, "imports", "python", "image", "env", "runtime_env")
 """The fields that a task of a trial needs. The others are for the plan."""
+
+_ARGUMENT = re.compile(r"^    (\w[\w,\s]*): (.+(?:\n {8}.*)*)", re.MULTILINE)
+"""Names in an `Args:` section of a docstring, and their text."""
 
 _NOT_CODE = ("python", "image", "env", "runtime_env")
 
@@ -70,7 +75,7 @@ class Recipe(
         env: Environment variables of the runners, added to those of the DAG. No secrets.
         runtime_env: Ray runtime_env of jobs, laid over that of the DAG.
         resume_unfinished, resume_errored, restart_errored, resume_cut_short, resume_config: Which trials
-            are run, as in `BuildRestorePlanOperator`.
+            are run, as in `BuildRestorePlanOperator`. A status that is not given leaves the DAG's choice.
         strategy, fresh_budget, trim_results, remember_scheduler, allow_scratch, newest_checkpoint,
             ignore_tuner, trust_name: As in `airflow_tune_restore.restore.choices.PlanChoices`.
     """
@@ -100,8 +105,10 @@ class Recipe(
 
     def __post_init__(self) -> None:
         for text in self._texts():
-            if not is_text(text) or not text.strip():
-                raise ValueError(f"{printable(repr(text))} cannot be the name of anything")
+            if not is_text(text):
+                raise ValueError(f"{printable(repr(text))} holds a character that no name can have")
+        if wrong := [name for name in self.env or () if "=" in name]:
+            raise ValueError(f"{printable(repr(wrong[0]))} cannot be the name of a variable")
 
     @classmethod
     def parse(cls, value: Any) -> "Recipe":
@@ -116,9 +123,10 @@ class Recipe(
                 f"a {type(value).__name__} is neither a trainable as text nor "
                 "a mapping with the key 'trainable'"
             )
-        given = {name: item for name, item in fields.items() if item is not None}
+        # a template renders to text: a flag to "True", and a Variable that is not set to "" or "None"
+        given = {name: item for name, item in fields.items() if item not in (None, "", "None")}
         try:
-            return msgspec.convert(given, cls, strict=False)  # a template renders to text
+            return msgspec.convert(given, cls, strict=False)
         except (msgspec.ValidationError, ValueError, TypeError, RecursionError) as error:
             raise InvalidInputError(printable(str(error))) from None
 
@@ -176,9 +184,8 @@ class Recipe(
                 )
         for name in _NAMES_CODE:
             _, colon, attribute = (getattr(self, name) or "").partition(":")
-            if (
-                colon and not attribute.isidentifier()
-            ):  # `allowed:os.system` leads out of the module
+            # `allowed:os.system` leads out of the module
+            if colon and not attribute.isidentifier():
                 raise InvalidInputError(
                     f"its {name} does not name an attribute of its module itself"
                 )
@@ -209,7 +216,8 @@ class Recipe(
         names = (getattr(self, name) for name in (*_NAMES_CODE, "python", "image"))
         yield from (name for name in names if name is not None)
         yield from self.imports or ()
-        yield from self.env or ()
+        for item in (self.env or {}).items():
+            yield from item
 
     def _modules(self) -> list[str]:
         named = [getattr(self, name) or "" for name in _NAMES_CODE]
@@ -223,11 +231,17 @@ class Recipe(
             *(modules if isinstance(modules, list) else [modules]),
         ]
         for place in places:
-            if place is not None and Location.parse(str(place)).scheme in LOCAL_SCHEMES:
+            is_url = isinstance(place, str) and Location.parse(place).scheme not in LOCAL_SCHEMES
+            if place is not None and not is_url:
                 raise InvalidInputError(
                     f"its runtime_env names {printable(str(place))}, a place on the machine that reads "
                     "the recipe; it may only name URLs"
                 )
+        if runtime_env.get("excludes") is not None:  # `!.env` sends what is left out otherwise
+            raise InvalidInputError(
+                "its runtime_env has excludes, which decide which files of the DAG's working_dir are "
+                "sent to the cluster"
+            )
 
 
 def _resume_or_skip(is_on: bool) -> ResumeType:  # noqa: FBT001
@@ -237,6 +251,11 @@ def _resume_or_skip(is_on: bool) -> ResumeType:  # noqa: FBT001
 def describe_schema() -> dict[str, Any]:
     """Return the JSON Schema of `.tune_restore/recipe.json`, as `recipe.schema.json` publishes it."""
     schema = msgspec.json.schema(Recipe)
+    own = schema["$defs"]["Recipe"]
+    own["description"], _, arguments = (inspect.getdoc(Recipe) or "").partition("\n\nArgs:\n")
+    for names, text in _ARGUMENT.findall(arguments):
+        for name in names.replace(",", " ").split():
+            own["properties"][name]["description"] = " ".join(text.split())
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"How a sweep is restored ({layout.RECIPE})",

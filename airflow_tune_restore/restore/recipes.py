@@ -4,6 +4,7 @@ The most specific one counts: a glob on the experiment's path, the longest first
 trainable; the recipe that the sweep wrote, where that is allowed; at last the trainable for all others.
 """
 
+import glob
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,11 +61,16 @@ class Recipes:
         """
         if not isinstance(trainable, str | Mapping | None):
             raise InvalidInputError(f"trainable={trainable!r} is neither text nor a mapping.")
-        keyed = trainable if isinstance(trainable, Mapping) else {}
-        parsed = {str(key): _parse_entry(str(key), value) for key, value in keyed.items()}
+        if isinstance(trainable, str):
+            trainable = {"*": trainable} if trainable.strip() else None
+        if trainable is not None and not trainable:
+            raise InvalidInputError(
+                "trainable={} names no trainable. Give at least one entry: the recorded name of a "
+                "trainable, or a glob on the experiment's path, and what restores it."
+            )
+        keyed = (trainable or {}).items()
+        parsed = {str(key): _parse_entry(str(key), value) for key, value in keyed}
         others = [parsed[key] for key in FOR_ALL if key in parsed]
-        if isinstance(trainable, str) and trainable.strip():
-            others = [Recipe(trainable=trainable.strip())]
         return cls(
             by_path={k: v for k, v in parsed.items() if path_glob.is_glob(k) and k not in FOR_ALL},
             by_name={k: v for k, v in parsed.items() if not path_glob.is_glob(k)},
@@ -88,9 +94,7 @@ class Recipes:
         Raises:
             UnknownTrainableError: If there is none, or if the sweep's own one cannot be used.
         """
-        matching = [
-            glob for glob in self.by_path if path_glob.matches(store.uri, glob, self.prefix)
-        ]
+        matching = [key for key in self.by_path if path_glob.matches(store.uri, key, self.prefix)]
         if matching:
             return self.by_path[max(matching, key=len)]
         if trainable_name in self.by_name:
@@ -105,7 +109,10 @@ class Recipes:
                 problem = str(error)
         if self.others is not None and not problem:
             return self.others
-        raise UnknownTrainableError(store.uri, printable(trainable_name), problem)
+        shown = printable(trainable_name)
+        is_key = shown == trainable_name != "" and not path_glob.is_glob(shown)
+        key = shown if is_key else glob.escape(store.uri)
+        raise UnknownTrainableError(store.uri, shown, problem, key=key)
 
 
 def read_recipe(store: ObjectStore, modules: Sequence[str] = (ALL_MODULES,)) -> Recipe:
@@ -171,6 +178,11 @@ def _parse_entry(key: str, value: Any) -> Recipe:
         raise InvalidInputError(
             "trainable={'': …} names no experiment: each key is the recorded name of a trainable, or a "
             "glob on the experiment's path."
+        )
+    if "{{" in key or "{%" in key:
+        raise InvalidInputError(
+            f"trainable={{{key!r}: …}}: Airflow does not render a template in a key. Give the name or "
+            "the glob itself."
         )
     if path_glob.is_glob(key):
         path_glob.check_pattern("trainable", key)

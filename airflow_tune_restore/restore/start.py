@@ -26,7 +26,8 @@ from airflow_tune_restore.restore.abandoned import commit_abandoned
 from airflow_tune_restore.restore.commit_record import name_commit, read_commit_record
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan, check_fits, read_plan
-from airflow_tune_restore.restore.prepare import PreparedRestore, plan_again
+from airflow_tune_restore.restore.prepare import plan_again
+from airflow_tune_restore.restore.prepared import PreparedRestore
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.in_flight import for_each
@@ -188,7 +189,7 @@ def _write(store: ObjectStore, plan: RestorePlan, state: State) -> RestorePlan:
     def write_seed(trial: TrialPlan) -> None:
         store.put(layout.seed_key(plan.restore_id, trial.trial_id), _seed(plan, trial, state))
 
-    for_each(write_seed, plan.to_run)
+    for_each(write_seed, plan.with_tasks)
     try:
         store.create(layout.plan_key(plan.restore_id), body)
     except KeyExistsError:

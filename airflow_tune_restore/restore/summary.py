@@ -95,6 +95,7 @@ class CommitSummary:
         quarantined: Ids of trials that failed too often and are not run again.
         broke_off: Why the whole-experiment run did not finish; "" if it did, or if there was none.
         more_parameters: How many parameters differ beside those in `changes`.
+        waiting: How many trials wait for a later restore, because this one was a part.
 
     Attributes:
         ran: The changes of trials that were run.
@@ -113,6 +114,7 @@ class CommitSummary:
     searcher_lost: str = ""
     broke_off: str = ""
     more_parameters: int = 0
+    waiting: int = 0
     ran: tuple[TrialChange, ...] = field(init=False, repr=False, compare=False)
     failed: tuple[TrialChange, ...] = field(init=False, repr=False, compare=False)
 
@@ -207,8 +209,10 @@ class CommitSummary:
                 parts.append(f"{len(failed)} did not ({', '.join(failed[:_SHOWN_IDS])})")
         text = f"{self.experiment}: {', '.join(parts) or 'no trial was to run'}"
         chosen = set(self.chosen)
-        others = sum(change.trial_id not in chosen for change in self.changes)
-        if chosen and others:
+        others = sum(change.trial_id not in chosen for change in self.changes) - self.waiting
+        if self.waiting:
+            text += f"; {describe_waiting(self.waiting)} for a later restore"
+        elif chosen and others:
             text += f"; {counted(others, 'trial')} not chosen, left as recorded"
         if self.quarantined:
             text += f"; {describe_quarantine(self.experiment, list(self.quarantined))}"
@@ -268,8 +272,14 @@ def summarise(
         quarantined=tuple(quarantined),
         broke_off=broke_off,
         chosen=plan.choices.trials,
+        waiting=plan.waiting,
         more_parameters=varying.more,
     )
+
+
+def describe_waiting(trials: int) -> str:
+    """Return "1 trial waits" or "2 trials wait"."""
+    return f"{counted(trials, 'trial')} {'waits' if trials == 1 else 'wait'}"
 
 
 def _change(

@@ -19,9 +19,10 @@ from tests.support.airflow.by_hand import ByHand, restored_by_hand
 from tests.support.airflow.canary import Canaries
 from tests.support.airflow.names import RELEASE
 from tests.support.airflow.standalone import Airflow, airflow
-from tests.support.experiments.sweeps import Gates, copy_dag, copy_dags
+from tests.support.experiments.sweeps import Gates, copy_dag, copy_dags, copy_trainables
 from tests.support.storage.servers import Server, s3_server
 
+TEAMS = ROOT / "tests" / "airflow" / "dags" / "nightly_of_teams.py"
 TEMPLATE = ROOT / "docs" / "kubernetes" / "pod-template.yaml"
 
 
@@ -63,6 +64,10 @@ def dags(gates: Gates, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "nightly_in_pods",
         TUNE_RESTORE_LAUNCHER="kubernetes",
         TUNE_RESTORE_POD_TEMPLATE=str(TEMPLATE),
+    )
+    code = copy_trainables(tmp_path_factory.mktemp("code"))
+    (directory / TEAMS.name).write_text(
+        TEAMS.read_text().replace("the code of all teams", str(code))
     )
     return directory
 

@@ -54,6 +54,7 @@ def test_no_xcom_is_too_large_and_every_trial_is_restored(sweeps, launcher, monk
             stale_after=0,
             wait=False,
             retries=0,
+            trial_args={"do_xcom_push": True},
         )
     register(dag)
     monkeypatch.setattr(xcom_size, "MAX_XCOM_BYTES", LIMIT)

@@ -1,34 +1,72 @@
-"""The nightly DAG brings an experiment on S3 back through a real Ray cluster, with what a night brings.
+"""Nightly DAGs bring experiments on S3 back through a real Ray cluster, and end as `Tuner.restore` does.
 
-Authentication is on, the triggerer and a worker are killed, and a job is cancelled in the Ray dashboard.
-The end equals that of `Tuner.restore` on a copy. Ray's token is known to the connection alone, the
-store's keys to the cluster and to Airflow's connection.
+One night, the triggerer and a worker are killed, and a job is cancelled in the Ray dashboard.
+Authentication is on. Ray's token is known to the connection alone, the store's keys to the cluster and to
+Airflow's connection. Another night, one DAG restores the sweeps of three teams, each with its own recipe,
+and names the sweep that nobody has a trainable for.
 """
 
 import json
 import os
+import shutil
 import signal
+from dataclasses import dataclass
+from datetime import datetime
 
 import pytest
 
+from tests.support import FAILED
 from tests.support.airflow import canary
 from tests.support.experiments.sweeps import copy_sweep
 from tests.support.ray.cluster import ray_cluster
+from tests.support.ray.compared import RESUMED, Case, compare
 
 DAG = "nightly_recovery"
 TRIAL = "restore.trial"
 NAME = "on_ray"
 
+OF_TEAMS = "nightly_of_teams"
+TEAMS = {"team_a": "errored", "team_b": "asha_class", "team_c": "registered"}
+"""The kind of each team's sweep. One has a glob, one its recorded name, and one a recipe of its own."""
+
+UNKNOWN = "team_d/two_errored"
+
+OWN_RECIPE = {"schema": 1, "trainable": "counting_by_name", "imports": ["tests.trainables"]}
+
 
 @pytest.fixture(scope="module")
 def cluster(running, seaweed):
-    """CPUs enough for all trials to run at once; keys of the store in its environment."""
+    """CPUs enough for all trials of both nights to run at once; keys of the store in its environment."""
     env = {**seaweed.env, "TUNE_GLOBAL_CHECKPOINT_S": "1", "RAY_TRAIN_V2_ENABLED": "0"}
-    with ray_cluster(env, num_cpus=4) as started:
+    with ray_cluster(env, num_cpus=6) as started:
         running.connect("ray_jobs_default", started.connection)
         yield started
 
 
+@dataclass(frozen=True)
+class OfTeams:
+    """The DAG run for all teams, and the objects of the unknown sweep before it."""
+
+    run_id: str
+    unknown: dict[str, tuple[bytes, datetime]]
+
+
+@pytest.fixture(scope="module")
+def of_teams(running, cluster, seaweed, tmp_path_factory):
+    """Begin the night of all teams. It goes on during the other one."""
+    directory = tmp_path_factory.mktemp("teams")
+    for team, kind in {**TEAMS, "team_d": "two_errored"}.items():
+        sweep = shutil.copytree(FAILED / kind, directory / team / kind)
+        if team == "team_c":
+            (sweep / ".tune_restore").mkdir()
+            (sweep / ".tune_restore" / "recipe.json").write_text(json.dumps(OWN_RECIPE))
+    seaweed.upload(directory, OF_TEAMS)
+    unknown = objects(seaweed, f"{seaweed.bucket}/{OF_TEAMS}/{UNKNOWN}")
+    prefix = f"s3://seaweed@{seaweed.bucket}/{OF_TEAMS}"
+    return OfTeams(running.trigger(OF_TEAMS, {"prefix": prefix}), unknown)
+
+
+@pytest.mark.usefixtures("of_teams")
 def test_a_night_on_a_cluster_ends_as_tuner_restore(
     running, cluster, seaweed, canaries, gates, by_hand, tmp_path
 ):
@@ -68,6 +106,49 @@ def test_a_night_on_a_cluster_ends_as_tuner_restore(
     by_hand.assert_equal(ours, seaweed.env)
 
 
+def test_one_dag_restores_the_sweeps_of_three_teams_and_names_the_unknown_one(
+    running, of_teams, seaweed, by_hand
+):
+    assert running.finish(OF_TEAMS, of_teams.run_id) == "success", running.log_tail()
+    lines = running.xcom(OF_TEAMS, of_teams.run_id, "restore.commit", "experiments")
+    found = {line["experiment"]: (line["outcome"], line["trials_finished"]) for line in lines}
+    prefix = f"s3://seaweed@{seaweed.bucket}/{OF_TEAMS}"
+    restored = {f"{prefix}/{team}/{kind}": ("restored", 1) for team, kind in TEAMS.items()}
+    unknown = f"{prefix}/{UNKNOWN}"
+    assert found == {**restored, unknown: ("unknown", 0)}
+    assert objects(seaweed, f"{seaweed.bucket}/{OF_TEAMS}/{UNKNOWN}") == of_teams.unknown
+    reason = "no trainable is given for counting. Add the line "
+    reason += '"counting": "package.module:attribute", to trainable={…}'
+    plan = running.task_log(OF_TEAMS, of_teams.run_id, "restore.plan")
+    assert f"{unknown} is not restored: {reason}" in plan
+    assert "by the name of the trainable alone" in plan
+    table = running.task_log(OF_TEAMS, of_teams.run_id, "restore.commit")
+    assert f"{unknown} no trainable - {reason}" in " ".join(table.split())
+    uris = [f"{seaweed.url}/{OF_TEAMS}/{team}/{kind}" for team, kind in TEAMS.items()]
+    copies = [str(by_hand.directory.with_name(kind)) for kind in TEAMS.values()]
+    described = by_hand.describe(*uris, *copies, env=seaweed.env)
+    ours, theirs = described[: len(uris)], described[len(uris) :]
+    # from `env` of one recipe, and from `runtime_env` of another
+    assert list(map(take_teams, ours)) == [{"a"}, {"b"}, set()]
+    for (team, kind), mine, his in zip(TEAMS.items(), ours, theirs, strict=True):
+        assert (mine["errors"], mine["terminated"]) == (0, len(mine["trials"]))
+        compare(mine, his, Case(team, kind, RESUMED))
+
+
+def objects(s3, place: str) -> dict[str, tuple[bytes, datetime]]:
+    """Return the body of each object, and when it was written."""
+    store = s3.filesystem()
+    found = store.find(place, detail=True)
+    return {path: (store.cat_file(path), each["LastModified"]) for path, each in found.items()}
+
+
+def take_teams(described: dict) -> set[str]:
+    """Take out of all results in whose environment they were made, and return those that were."""
+    trials = described["trials"]
+    results = [result for trial in trials for result in (trial["last_result"], *trial["rows"])]
+    return {result.pop("team") for result in results if "team" in result}
+
+
 def kill_a_worker(running, cluster, run_id: str) -> int:
     """Kill the process of a trial's task with `kill -9`, and return its map index."""
 
@@ -96,8 +177,8 @@ def cancel_a_job(cluster, running) -> str:
 
 
 def jobs(cluster, status: str = "") -> dict[str, dict]:
-    """Return jobs by submission id, oldest first."""
-    found = [job for job in cluster.call("/api/jobs/") if job["submission_id"]]
+    """Return jobs of the night with one experiment by submission id, oldest first."""
+    found = [job for job in cluster.call("/api/jobs/") if f"/{NAME} " in job["entrypoint"]]
     found.sort(key=lambda job: job["start_time"])
     return {j["submission_id"]: j for j in found if status in ("", j["status"])}
 

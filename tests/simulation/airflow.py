@@ -31,14 +31,10 @@ from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
 from airflow_tune_restore.restore.history import seen_before
 from airflow_tune_restore.restore.ledger import read_history
+from airflow_tune_restore.restore.own_restore import find_started, fresh_restore_id
 from airflow_tune_restore.restore.plan import RestorePlan, read_part
-from airflow_tune_restore.restore.prepare import (
-    PrepareOptions,
-    find_started,
-    fresh_restore_id,
-    prepare_continued_search,
-    prepare_restore,
-)
+from airflow_tune_restore.restore.prepare import prepare_continued_search, prepare_restore
+from airflow_tune_restore.restore.prepared import PrepareOptions
 from airflow_tune_restore.restore.release import release_trials
 from airflow_tune_restore.restore.runner_death import record_death
 from airflow_tune_restore.restore.start import release_unstarted, start_restore

@@ -60,15 +60,15 @@ def sample_plan() -> dict[str, Any]:
     store.put(STATE_NAME, make_state([make_row("bad", status="ERROR"), make_row("done")]))
     made = json.loads(start_night(store).to_json())
     made["choices"]["max_attempts"] = 3
-    return made | {"warnings": ["odd"], "searcher_lost": "gone", "metric": "score", "mode": "max",
-                   "samples_left": 2}  # fmt: skip
+    return made | {"warnings": ["odd"], "own_tasks": 1, "searcher_lost": "gone", "metric": "score",
+                   "mode": "max", "samples_left": 2}  # fmt: skip
 
 
 def sample_planned() -> dict[str, Any]:
     trial = {"trial_id": "bad", "action": "restart", "checkpoint": "checkpoint_000001",
              "iteration": 3, "new_trial_id": "new"}  # fmt: skip
     return {"base": {"name": STATE_NAME}, "trials": [trial], "continues_search": True,
-            "samples_left": 2, "searcher_lost": "gone"}  # fmt: skip
+            "samples_left": 2, "searcher_lost": "gone", "own_tasks": 1}  # fmt: skip
 
 
 def sample_request() -> dict[str, Any]:

@@ -66,6 +66,8 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         logging_interval: With `deferrable`: how often the log is fetched.
         termination_message_policy: Source of the container's last words.
         log_pod_spec_on_failure: Whether the provider may put the whole spec into its error.
+        do_xcom_push: Whether the task returns its summary, which it reads from storage. The pod never has
+            the sidecar with which the provider reads a file from a pod.
         **kwargs: Arguments of `KubernetesPodOperator`.
     """
 
@@ -91,6 +93,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         logging_interval: int | None = LOG_FETCH_SECONDS,
         termination_message_policy: str = "FallbackToLogsOnError",
         log_pod_spec_on_failure: bool = False,
+        do_xcom_push: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -99,6 +102,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
             logging_interval=logging_interval,
             termination_message_policy=termination_message_policy,
             log_pod_spec_on_failure=log_pod_spec_on_failure,
+            do_xcom_push=False,
             **kwargs,
         )
         self.storage_conn_id = storage_conn_id
@@ -107,6 +111,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         self.gpu_resource = gpu_resource
         self.custom_resources = custom_resources
         self.ttl = ttl
+        self._returns_summary = do_xcom_push
         self.check_literals(vars(self))
         self._request: RunnerRequest | None = None
         self._metric: str | None = None
@@ -266,8 +271,8 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         threading.Thread(target=show, name="pod-log", daemon=True).start()
 
     def push_summary(self, context: Context, summary: dict[str, Any]) -> dict[str, Any]:
-        """Push the summary; with `do_xcom_push` the provider would add a sidecar."""
-        if not self.do_xcom_push:
+        """Push the summary: for the provider, `do_xcom_push` is a sidecar."""
+        if self._returns_summary:
             context["ti"].xcom_push(key="return_value", value=summary)
         return summary
 

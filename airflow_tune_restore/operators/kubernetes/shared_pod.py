@@ -48,10 +48,12 @@ class SharedPod:
             lambda attempt: self._start(context, attempt, before),
         )
         self._is_followed = True
+        of_many = not self._trial.is_one_of_many
         try:
             for progress in follower.progress():
                 if progress is not None:
-                    self._operator.log.info("%s", describe_line(progress.to_line(), plan.metric))
+                    shown = describe_line(progress.to_line(), plan.metric, of_many=of_many)
+                    self._operator.log.info("%s", shown)
             self._is_followed = False
         except LeaseLostError:
             self._is_followed = False

@@ -47,6 +47,7 @@ class ExperimentContext(AttemptContext):
         trials = self.planned.trials
         self._by_id = {trial.final_trial_id: trial for trial in trials}
         self._by_id |= {trial.trial_id: trial for trial in trials}
+        self._rest = {trial.trial_id for trial in self.planned.rest}
 
     def request_for(self, trial: Trial) -> RunnerRequest:
         """Return the request for one trial alone; its action is `DRAW` for a new sample."""
@@ -56,9 +57,13 @@ class ExperimentContext(AttemptContext):
         return planned.request_alone(self.request)
 
     def follower_of(self, trial: Trial) -> str:
-        """Return the planned trial whose task follows this one; `WHOLE_EXPERIMENT` for new samples."""
+        """Return the planned trial whose task follows this one.
+
+        It is `WHOLE_EXPERIMENT` for new samples, and for trials without a task of their own.
+        """
         request = self.request_for(trial)
-        return layout.WHOLE_EXPERIMENT if request.action == TrialAction.DRAW else request.trial_id
+        is_of_rest = request.action == TrialAction.DRAW or request.trial_id in self._rest
+        return layout.WHOLE_EXPERIMENT if is_of_rest else request.trial_id
 
     @property
     def has_ended(self) -> bool:

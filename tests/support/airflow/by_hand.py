@@ -1,8 +1,9 @@
-"""The killed example sweep as Ray's users bring it back: `Tuner.restore(...).fit()`."""
+"""Failed sweeps as Ray's users bring them back: `Tuner.restore(...).fit()`."""
 
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,20 +11,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.support import ROOT
-from tests.support.experiments.failed import environment
+from tests.support import FAILED, ROOT
+from tests.support.experiments.failed import TRAINABLES, environment
 from tests.support.experiments.sweeps import DAGS, copy_sweep
 from tests.support.waiting import PATIENCE_SECONDS
+
+KINDS = ("errored", "asha_class", "registered")
+"""Those of `tests/golden/failed` that are restored, after the killed example sweep."""
 
 SAME = ("trial_id", "dir", "config", "status", "last_result", "metric", "tag")
 """What is equal of each trial, whoever restored it, and wherever."""
 
 
 class ByHand:
-    """A copy that is being restored.
+    """Copies that are being restored.
 
     Args:
-        directory: Where it lies.
+        directory: That of the killed example sweep; those of `KINDS` lie beside it.
         restore: The process that is at it.
         log: What that prints.
     """
@@ -34,13 +38,8 @@ class ByHand:
         self.log = log
 
     def assert_equal(self, url: str, env: Mapping[str, str]) -> None:
-        """Whether an experiment that we restored came to the same end."""
-        assert self.restore.wait(PATIENCE_SECONDS) == 0, self.log.read_text()[-6000:]
-        command = _python("describe", url, str(self.directory))
-        done = subprocess.run(**command, env=_environment(**env), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-6000:]
-        (line,) = [line for line in done.stdout.splitlines() if line.startswith("DESCRIBED ")]
-        ours, theirs = json.loads(line.removeprefix("DESCRIBED "))
+        """Whether the killed sweep came to the same end when we restored it."""
+        ours, theirs = self.describe(url, str(self.directory), env=env)
         assert len(ours["trials"]) == len(theirs["trials"]) == 4  # noqa: PLR2004
         for mine, his in zip(ours["trials"], theirs["trials"], strict=True):
             for trial in (mine, his):  # a trial that was stopped numbers its checkpoints on
@@ -50,14 +49,29 @@ class ByHand:
             numbers = [row["training_iteration"] for row in mine["rows"]]
             assert sorted(set(numbers)) == [1, 2, 3, 4, 5, 6]
 
+    def describe(self, *urls: str, env: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return what Ray reads of experiments, when all copies have been restored."""
+        assert self.restore.wait(PATIENCE_SECONDS) == 0, self.log.read_text()[-6000:]
+        command = _python("describe", *urls)
+        done = subprocess.run(**command, env=_environment(**env), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-6000:]
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("DESCRIBED ")]
+        described: list[dict[str, Any]] = json.loads(line.removeprefix("DESCRIBED "))
+        return described
+
 
 @contextlib.contextmanager
 def restored_by_hand(scratch: Path) -> Iterator[ByHand]:
-    """Begin to restore a copy, and let it go on meanwhile."""
+    """Begin to restore copies, and let it go on meanwhile."""
     experiment = copy_sweep("killed", scratch / "by_hand")
-    case = {"uri": str(experiment), "trainable": "example_sweep:train"}
+    trainables = {str(experiment): "example_sweep:train"}
+    for kind in KINDS:
+        trainables[shutil.copytree(FAILED / kind, str(scratch / kind))] = TRAINABLES[kind]
+    flags = {"resume_errored": True}
     cases = scratch / "cases.json"
-    cases.write_text(json.dumps([{**case, "flags": {"resume_errored": True}}]))
+    cases.write_text(
+        json.dumps([{"uri": u, "trainable": t, "flags": flags} for u, t in trainables.items()])
+    )
     log = scratch / "by_hand.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -81,6 +95,6 @@ def _python(*arguments: str) -> dict[str, Any]:
 
 
 def _environment(**extra: str) -> dict[str, str]:
-    env = environment(EXAMPLE_SWEEP_REPAIRED="1", **extra)
+    env = environment(EXAMPLE_SWEEP_REPAIRED="1", TUNE_TEST_HEALED="1", **extra)
     env["PYTHONPATH"] += os.pathsep + str(DAGS)  # where the sweep's code can be imported
     return env

@@ -107,6 +107,16 @@ def copy_dag(directory: Path, dag_id: str, copy_id: str, **env: str) -> None:
     (directory / f"{copy_id}.py").write_text(code.replace('"failed_sweeps"', f'"of_{copy_id}"'))
 
 
+def copy_trainables(directory: Path) -> Path:
+    """Copy the code of the experiments in `tests/golden/failed`, to be sent to a cluster."""
+    package = Path("tests", "support", "experiments")
+    for place in (Path("tests"), package.parent, package):
+        (directory / place).mkdir()
+        for path in (ROOT / place).glob("*.py"):
+            shutil.copy(path, directory / place)
+    return directory
+
+
 def fail_sweep(storage_path: str | Path, name: str) -> None:
     """Run the sweep to its end; one of its trials fails."""
     for _ in range(STARTS):

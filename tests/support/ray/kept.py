@@ -34,7 +34,7 @@ from airflow_tune_restore.protocol.request import RunnerExit, RunnerRequest
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.prepare import PrepareOptions
+from airflow_tune_restore.restore.prepared import PrepareOptions
 from airflow_tune_restore.restore.recipes import Recipes
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.fs import open_store

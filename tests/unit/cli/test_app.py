@@ -618,6 +618,25 @@ def test_of_the_chosen_trials_alone_the_exit_code_depends(tune_restore, samples)
     assert (code, "has no trial 'hun'. Ids like it: hung." in err) == (2, True)
 
 
+def test_only_the_matching_trials_are_planned_and_run(tune_restore, samples):
+    experiment, launcher = samples(DONE, BAD, HUNG, lost=False)
+    more = ("--stale-after", "0", "--resume-errored")
+    code, out, _ = tune_restore("plan", experiment, *more, "--only", "status=RUNNING")
+    assert (code, "not among the chosen trials" in out) == (0, True)
+    command = ("restore", experiment, "--trainable", "m:t", *more)
+    code, out, err = tune_restore(*command, "--only", "cause=node_lost", "--only", "status=ERROR")
+    assert (code, "Nothing to restore" in out, launcher.started) == (0, True, [])
+    assert "no trial that would run matches only=status=ERROR, cause=node_lost" in err
+    code, out, err = tune_restore(*command, "--only", "experiment=other")
+    assert (code, "no glob of only=experiment=other names it" in err) == (0, True)
+    code, out, err = tune_restore(*command, "--only", "status=RUNNING", "--only", "status=PENDING")
+    assert code == 0, out + err
+    assert launcher.started == [("hung", None)]
+    assert "2 trials not chosen, left as recorded; 3 samples were never drawn" in out
+    code, _, err = tune_restore(*command, "--only", "cause=lost_node")
+    assert (code, "Did you mean node_lost?" in err) == (2, True)
+
+
 def test_samples_after_a_restore_that_runs_no_trial_get_the_settings_of_the_launcher(
     tune_restore, samples
 ):

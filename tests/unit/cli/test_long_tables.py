@@ -12,7 +12,8 @@ from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore import columns
 from airflow_tune_restore.restore.choices import PlanChoices
-from airflow_tune_restore.restore.prepare import PrepareOptions, plan_restore
+from airflow_tune_restore.restore.prepare import plan_restore
+from airflow_tune_restore.restore.prepared import PrepareOptions
 from airflow_tune_restore.restore.shown_rows import MAX_ROWS, describe_hidden, first_rows
 from airflow_tune_restore.restore.summary import summarise
 from airflow_tune_restore.storage.fs import open_store

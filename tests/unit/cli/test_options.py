@@ -10,8 +10,10 @@ from typer.testing import CliRunner
 from airflow_tune_restore.cli.commands import app
 from airflow_tune_restore.cli.options import PlanOptions, with_options
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.protocol.failures import Cause
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeType
+from airflow_tune_restore.restore.only import Only, Threshold
 
 COMMANDS = typer.main.get_command(app).commands
 RESTORE_ONLY = {
@@ -56,6 +58,16 @@ def test_every_choice_of_a_plan_can_be_made_in_the_shell():
     names = [field.name for field in fields(PlanChoices)]
     assert [name for name in names if getattr(changed, name) == getattr(default, name)] == []
     assert PlanOptions().choices() == default
+
+
+def test_only_is_one_selection_of_all_its_texts():
+    options = PlanOptions(only=["cause=out_of_memory", "metric=loss<0.5", "cause=node_lost"])
+    assert options.narrowing() == Only(
+        cause=(Cause.OUT_OF_MEMORY, Cause.NODE_LOST), metric=(Threshold("loss", "<", 0.5),)
+    )
+    assert PlanOptions().narrowing() == Only()
+    with pytest.raises(InvalidInputError, match="Did you mean node_lost"):
+        PlanOptions(only=["cause=lost_node"]).narrowing()
 
 
 def test_plan_and_restore_have_the_same_choices():

@@ -8,7 +8,8 @@ from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import ExperimentReport, Health
 from airflow_tune_restore.experiments.read import read_experiment
-from airflow_tune_restore.restore.prepare import PrepareOptions, plan_restore
+from airflow_tune_restore.restore.prepare import plan_restore
+from airflow_tune_restore.restore.prepared import PrepareOptions
 from airflow_tune_restore.restore.summary import summarise
 from airflow_tune_restore.restore.trial_table import fitting_parameters
 from airflow_tune_restore.storage.fs import open_store

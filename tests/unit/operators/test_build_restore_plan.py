@@ -7,9 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.protocol import layout, lease, lease_watch
 from airflow_tune_restore.protocol.check import CheckAnswer, Problem
+from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.version_compat import AirflowFailException, AirflowSkipException
@@ -175,25 +177,43 @@ def test_no_experiments_are_skipped_in_words():
         plan([]).execute(make_context())
 
 
-def test_more_trials_than_airflow_maps_are_refused_before_anything_is_leased(errored, monkeypatch):
+def test_more_trials_than_airflow_maps_are_restored_in_parts(errored, monkeypatch):
     monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "1")
     context = make_context()
-    assert plan(str(errored)).execute(context) == []
+    (item,) = plan(str(errored)).execute(context)
     (outcome,) = context["ti"].pushed["outcomes"]
-    assert outcome["outcome"] == "refused"
-    assert "at most 1 tasks: [core] max_map_length" in outcome["reason"]
-    assert not (errored / ".tune_restore").exists()
+    assert (outcome["outcome"], outcome["waiting"]) == ("restored", 1)
+    assert item["label"] == "exp a3"
+    stored = read_plan(open_store(str(errored)), outcome["restore_id"])
+    assert [trial.trial_id for trial in stored.to_run] == ["a3"] == list(stored.choices.trials)
 
 
-def test_one_experiment_of_very_many_trials_stops_no_other(errored, tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "2")
-    many = make_experiment(tmp_path / "a", [make_row(f"b{n}", status="ERROR") for n in range(3)])
-    items = plan([str(many), str(errored)]).execute(make_context())
+def test_an_experiment_that_waits_is_not_leased_and_is_named(errored, tmp_path, capfd):
+    later = make_experiment(tmp_path / "z", [make_row(f"b{n}", status="ERROR") for n in range(3)])
+    for path in errored.rglob("*"):
+        os.utime(path, (1000.0, 1000.0))
+    context = make_context()
+    items = plan([str(later), str(errored)], max_trials="2").execute(context)
     assert [item["label"] for item in items] == ["exp a3", "exp a1"]
-    assert (
-        "It has 3 trials to run, beside 2 trials of 1 other experiment," in capfd.readouterr().out
-    )
-    assert not (many / ".tune_restore").exists()
+    waits, _ = context["ti"].pushed["outcomes"]
+    assert (waits["outcome"], waits["waiting"]) == ("waiting", 3)
+    reason = "waits for the next DAG run: 3 trials to run, and this one takes 2 (max_trials)"
+    assert waits["reason"] == reason
+    assert f"{later} {reason}" in capfd.readouterr().out
+    assert not (later / ".tune_restore").exists()
+
+
+@pytest.mark.parametrize("max_trials", [0, "x", 1.5])
+def test_a_number_of_trials_that_is_none_is_refused_when_the_dag_is_parsed(max_trials):
+    with pytest.raises(InvalidInputError, match="max_trials="):
+        plan("/x", max_trials=max_trials)
+
+
+def test_a_coupled_experiment_has_one_task_for_the_trials_without_room(errored):
+    items = plan(str(errored), strategy="whole_experiment", max_trials=1).execute(make_context())
+    (item,) = items
+    assert (item["trial_id"], item["action"]) == (WHOLE_EXPERIMENT, "run")
+    assert item["label"] == "exp 2 other trials"
 
 
 def test_a_trainable_that_does_not_fit_is_refused_before_anything_is_leased(errored, launcher):

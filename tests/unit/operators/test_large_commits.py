@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from airflow_tune_restore.hooks.xcom_size import MAX_XCOM_BYTES
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.continue_search_steps import experiment_to_continue
 from airflow_tune_restore.operators.experiment_table import ExperimentLine, ExperimentTable
-from airflow_tune_restore.operators.plan_log import log_plans
+from airflow_tune_restore.operators.plan_log import MAX_LINES, MAX_NAMED, log_plans
 from airflow_tune_restore.operators.summary_log import MAX_TABLE_LINES, log_summaries
 from airflow_tune_restore.operators.summary_xcom import MAX_IDS, describe_summaries
 from airflow_tune_restore.operators.trial_outcome import judge
@@ -171,6 +172,18 @@ def test_the_table_shows_the_first_rows_and_counts_the_others():
     assert table.headline() == "6010 experiments: 3 refused, 1000 restored, 5007 left alone"
 
 
+@pytest.mark.parametrize("length", [10, 60, 67, 80, 81, 200])
+def test_the_table_folds_long_words_and_loses_nothing_of_them(length):
+    address = "/" + "A" * (length - 1)
+    found = [
+        ExperimentLine(experiment=address, outcome="unknown", reason=f"{'B' * 90} {'C' * 90}"),
+        ExperimentLine(experiment="/z", outcome="restored", trials_run=1),
+    ]
+    shown = ExperimentTable.build(found, {}, {}).render()
+    assert {letter: shown.count(letter) for letter in "ABC"} == {"A": length - 1, "B": 90, "C": 90}
+    assert (address in shown) == (length <= 80)  # then it can be copied
+
+
 def test_the_table_of_very_long_reasons_has_at_most_a_thousand_lines():
     found = [
         ExperimentLine(experiment=f"/x/{n}", outcome="refused", reason="why " * (NOTE_LENGTH // 4))
@@ -221,6 +234,16 @@ def test_the_log_of_a_plan_has_details_of_the_first_experiments(tmp_path, lines)
     assert len(named) == 500
     assert sum(line.startswith("  resume t0") for line in lines.lines) == 50
     assert lines.lines[-1] == "… and 1500 restores more, with 4500 trials to run"
+
+
+def test_the_log_of_a_plan_is_short_even_if_each_experiment_has_many_lines(tmp_path, lines):
+    """Fifty lines of trials, and as many warnings, for each of the first experiments."""
+    rows = [make_row(f"t{trial}", status="ERROR") for trial in range(60)]
+    made = plan_night(open_store(str(make_experiment(tmp_path / "exp", rows))))
+    made = replace(made, warnings=tuple(f"warning {number}" for number in range(60)))
+    log_plans(lines, [(Address(f"/x/{number}"), made) for number in range(2000)])
+    assert len([line for line in lines.lines if line.startswith("/x/")]) == MAX_NAMED
+    assert MAX_LINES < len(lines.lines) < MAX_LINES + MAX_NAMED + 300
 
 
 def test_the_widest_metrics_of_a_trial_fit_into_its_xcom():

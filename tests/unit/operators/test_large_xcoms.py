@@ -3,7 +3,6 @@
 import hashlib
 import json
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOp
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
 from airflow_tune_restore.operators.experiment_batch import ExperimentBatch
 from airflow_tune_restore.operators.kubernetes.restore_trial import RestoreTrialKubernetesOperator
-from airflow_tune_restore.operators.map_limit import refuse_too_many
 from airflow_tune_restore.operators.outcome_list import OutcomeList
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.operators.trial_items import build_items, find_trial
@@ -80,9 +78,9 @@ def test_a_few_outcomes_are_the_list_that_they_always_were():
     batch.take(second, "r")
     assert batch.to_xcom() == [
         {"experiment": first, "outcome": "left_alone", "restore_id": None,
-         "reason": "it is running", "by_name": False},
+         "reason": "it is running", "by_name": False, "waiting": 0, "rest": 0},
         {"experiment": second, "outcome": "restored", "restore_id": "r", "reason": "",
-         "by_name": False},
+         "by_name": False, "waiting": 0, "rest": 0},
     ]  # fmt: skip
 
 
@@ -248,83 +246,10 @@ def test_a_reference_to_what_was_not_started_fails_at_once(outcomes):
         render(task, outcomes)
 
 
-def test_the_samples_to_draw_have_their_label():
-    outcomes = read([{"experiment": "s3://c@b/x/sweep", "restore_id": "r"}])
-    assert find_trial(f"0:{WHOLE_EXPERIMENT}", outcomes).label == "sweep new samples"
-
-
-# more than fits even so
-
-
-def prepared(trials: int, *, started: bool = False, samples: int = 0, number: int = 0) -> Any:
-    """Return what `refuse_too_many` reads of a prepared restore."""
-    return SimpleNamespace(
-        is_started=started,
-        plan=SimpleNamespace(
-            restore_id=restore_id(str(number)),
-            only_continues_search=not trials,
-            continues_search=False,
-            samples_left=samples,
-            to_run=[SimpleNamespace(trial_id=f"a1b2c_{each:05}") for each in range(trials)],
-        ),
-    )
-
-
-def taken(batch: ExperimentBatch, restores: list[Any]) -> tuple[list[str], list[str]]:
-    """Return the experiments that were not refused, and the reasons of the others."""
-    everything = dict(zip(batch.places, restores, strict=True))
-    refuse_too_many(batch, everything)
-    left = list(batch.undecided(everything))
-    for address in left:
-        batch.take(address, everything[address].plan.restore_id)
-    refused = [item.reason for item in read(batch.to_xcom()).items if item.outcome == "refused"]
-    return left, refused
-
-
-@pytest.fixture
-def no_map_limit(monkeypatch):
-    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "1000000")
-
-
-@pytest.mark.usefixtures("no_map_limit")
-def test_trials_that_do_not_fit_are_refused_before_anything_is_leased():
-    batch = a_batch(4)
-    left, refused = taken(batch, [prepared(n) for n in (5000, 9000, 100, 2000)])
-    places = list(batch.places)
-    assert left == [places[0], places[2], places[3]]
-    (reason,) = refused
-    assert reason == (
-        "It has 9000 trials to run, beside 7100 trials of 3 other experiments: more than an XCom of 256 "
-        "KiB holds. Start another DAG run after this one: it finds this experiment again. It was not "
-        "leased."
-    )
-
-
-@pytest.mark.usefixtures("no_map_limit")
-def test_a_restore_of_an_earlier_try_is_never_refused():
-    batch = a_batch(2)
-    left, _ = taken(batch, [prepared(5000), prepared(20_000, started=True)])
-    assert left == [list(batch.places)[1]]
-
-
-@pytest.mark.usefixtures("no_map_limit")
-def test_searches_to_continue_that_do_not_fit_are_refused():
-    batch = a_batch(2000)
-    left, refused = taken(batch, [prepared(1, samples=1) for _ in range(2000)])
-    assert size_of(left) < MAX_XCOM_BYTES < size_of([*left, "x" * 250])
-    assert refused[0].startswith("Its search goes on, beside that of ")
-
-
-@pytest.mark.usefixtures("no_map_limit")
-def test_as_many_experiments_are_taken_as_outcomes_fit():
-    batch = a_batch(10_000)
-    left, refused = taken(batch, [prepared(1, number=number) for number in range(10_000)])
-    assert 5000 < len(left) < 10_000
-    assert size_of(batch.to_xcom()) < MAX_XCOM_BYTES
-    assert refused[0].startswith(f"It comes after {len(left)} other experiments […] ")
-    found = read(batch.to_xcom())
-    assert [item.experiment for item in found.items if item.outcome == "restored"] == left
-    assert len(found.items) + found.not_listed.total() == 10_000
+@pytest.mark.parametrize(("rest", "label"), [(0, "new samples"), (45, "45 other trials")])
+def test_the_samples_to_draw_and_the_trials_without_a_task_have_their_label(rest, label):
+    outcomes = read([{"experiment": "s3://c@b/x/sweep", "restore_id": "r", "rest": rest}])
+    assert find_trial(f"0:{WHOLE_EXPERIMENT}", outcomes).label == f"sweep {label}"
 
 
 def test_an_item_is_not_changed_by_its_short_form():

@@ -15,7 +15,7 @@ from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators.trainable_check import TrainableCheck
 from airflow_tune_restore.protocol.check import CheckAnswer, MatchedBy, Problem
 from airflow_tune_restore.restore.choices import PlanChoices
-from airflow_tune_restore.restore.prepare import PrepareOptions
+from airflow_tune_restore.restore.prepared import PrepareOptions
 from airflow_tune_restore.restore.recipe import Recipe
 
 OWN = {

@@ -12,7 +12,8 @@ from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.prepare import PrepareOptions, prepare_restore
+from airflow_tune_restore.restore.prepare import prepare_restore
+from airflow_tune_restore.restore.prepared import PrepareOptions
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.local import LocalStore
 from tests.support import FAILED

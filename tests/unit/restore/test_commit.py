@@ -24,9 +24,10 @@ from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.own_restore import fresh_restore_id
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.restore.planner import build_search_plan
-from airflow_tune_restore.restore.prepare import PreparedRestore, fresh_restore_id
+from airflow_tune_restore.restore.prepared import PreparedRestore
 from airflow_tune_restore.restore.start import start_plan
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state

@@ -10,6 +10,7 @@ from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress
 from airflow_tune_restore.restore.follow import (
     OUTAGE_SECONDS,
     QUIET_SECONDS,
+    SHOWN_REPORTS,
     START_SECONDS,
     Follower,
     ask_to_stop,
@@ -228,3 +229,22 @@ def test_no_run_is_started_once_the_restore_has_ended(world):
     with pytest.raises(LeaseLostError):
         watch(world.follower("a"))
     assert world.started == []
+
+
+def test_of_many_trials_followed_together_the_log_stays_short(world):
+    """Half a million results: with each tenth after a thousand, then each hundredth, and so on."""
+    follower = world.follower(EVERY)
+    report = RunnerProgress(trial_id="a", iteration=1, metrics={})
+    shown = sum(follower._is_shown(report) for _ in range(500_000))
+    assert SHOWN_REPORTS < shown < 4 * SHOWN_REPORTS
+
+
+def test_each_report_of_a_trial_with_its_own_task_is_shown(world):
+    report = RunnerProgress(trial_id="a", iteration=1, metrics={})
+    follower = world.follower("a")
+    assert all(follower._is_shown(report) for _ in range(3 * SHOWN_REPORTS))
+
+
+def test_reports_of_the_run_itself_are_shown_until_there_are_many(world):
+    world.script = [world.beat, lambda: (world.report(EVERY, 1, 2, 3), world.end(EVERY))]
+    assert watch(world.follower(EVERY)) == [1, 2, 3]

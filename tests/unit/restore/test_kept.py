@@ -12,12 +12,8 @@ from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.kept import describe_kept, in_dag
 from airflow_tune_restore.restore.planner import build_plan
-from airflow_tune_restore.restore.prepare import (
-    PrepareOptions,
-    plan_restore,
-    prepare_restore,
-    preview_restore,
-)
+from airflow_tune_restore.restore.prepare import plan_restore, prepare_restore, preview_restore
+from airflow_tune_restore.restore.prepared import PrepareOptions
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.records import PLACE, night

@@ -14,11 +14,8 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.prepare import (
-    PrepareOptions,
-    prepare_continued_search,
-    prepare_restore,
-)
+from airflow_tune_restore.restore.prepare import prepare_continued_search, prepare_restore
+from airflow_tune_restore.restore.prepared import PrepareOptions
 from airflow_tune_restore.restore.start import start_plan
 from airflow_tune_restore.storage.local import LocalStore
 from tests.support import GOLDEN

@@ -25,7 +25,8 @@ from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.prepare import PreparedRestore, PrepareOptions, prepare_restore
+from airflow_tune_restore.restore.prepare import prepare_restore
+from airflow_tune_restore.restore.prepared import PreparedRestore, PrepareOptions
 from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage import in_flight

@@ -9,7 +9,8 @@ from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.prepare import PrepareOptions, prepare_restore
+from airflow_tune_restore.restore.prepare import prepare_restore
+from airflow_tune_restore.restore.prepared import PrepareOptions
 from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.storage.local import LocalStore
 from tests.support.experiments.built import STATE_NAME, make_experiment, make_row

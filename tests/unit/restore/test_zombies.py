@@ -13,7 +13,8 @@ from airflow_tune_restore.protocol.lease_objects import LeaseStatus
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.prepare import PreparedRestore, PrepareOptions, prepare_restore
+from airflow_tune_restore.restore.prepare import prepare_restore
+from airflow_tune_restore.restore.prepared import PreparedRestore, PrepareOptions
 from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state

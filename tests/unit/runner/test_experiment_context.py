@@ -121,3 +121,20 @@ def test_a_sample_without_room_on_a_private_ray_may_have_it_on_the_next(context,
     assert is_advised is (trial_id == "new" and address is None)
     assert why.startswith("No room.")
     assert [trial.trial_id for trial in stopped] == [trial_id]
+
+
+@pytest.mark.parametrize(
+    ("own_tasks", "followers"),
+    [
+        (None, ["a", "b", layout.WHOLE_EXPERIMENT]),
+        (1, ["a", *[layout.WHOLE_EXPERIMENT] * 2]),
+        (0, [layout.WHOLE_EXPERIMENT] * 3),
+    ],
+)
+def test_trials_without_a_task_are_followed_and_stopped_with_the_samples(
+    context, own_tasks, followers
+):
+    plan = planned({"kept": "keep", "a": "resume", "b": "restart"}, own_tasks=own_tasks)
+    context = dataclasses.replace(context, planned=plan)
+    trials = [SimpleNamespace(trial_id=trial_id) for trial_id in ("a", "b2", "new")]
+    assert [context.follower_of(trial) for trial in trials] == followers

@@ -11,6 +11,7 @@ from kubernetes.client import ApiClient, models
 from airflow_tune_restore.launch.kubernetes.pod_spec import runner_command
 from airflow_tune_restore.operators.kubernetes.restore_trial import RestoreTrialKubernetesOperator
 from airflow_tune_restore.protocol.request import RunnerRequest
+from tests.support.airflow.context import make_context
 from tests.support.kubernetes.admission import default, refuse_invalid
 from tests.support.kubernetes.container import expand
 
@@ -170,3 +171,12 @@ def test_dollars_reach_the_runner_as_they_are_given():
     assert (env["PATTERN"], env["N"]) == ("$(HOME)/$$/$x", "3")
     assert env["MINE"] == "/root/m"
     assert pod["metadata"]["annotations"]["tune-restore/experiment"] == address
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_summary_is_pushed_without_a_sidecar_in_the_pod(asked):
+    """For the provider, `do_xcom_push` is a second container, which a runner has no file for."""
+    context = make_context()
+    assert len(build(do_xcom_push=asked)["spec"]["containers"]) == 1
+    assert operator(do_xcom_push=asked).push_summary(context, {"status": "x"}) == {"status": "x"}
+    assert ("return_value" in context["ti"].pushed) is asked

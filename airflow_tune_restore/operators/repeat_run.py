@@ -1,0 +1,139 @@
+"""Starts the next run of a DAG, as long as trials wait and the last ones made progress."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from shlex import quote
+from typing import Any, NoReturn
+
+from airflow.sdk import Context, TriggerRule
+
+from airflow_tune_restore import arguments
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.hooks.checked_operator import CheckedOperator
+from airflow_tune_restore.hooks.dag_runs import start_dag_run
+from airflow_tune_restore.operators.repeat_window import Repetition, end_of_window
+from airflow_tune_restore.operators.totals import Totals
+from airflow_tune_restore.operators.xcom import resolve_xcom
+from airflow_tune_restore.version_compat import AirflowSkipException
+
+_CONF_LENGTH = 2000
+"""Characters of a conf that the command in the log has."""
+
+
+class RepeatRunOperator(CheckedOperator):
+    """Starts the next run of its own DAG, with the same conf, if experiments or trials wait.
+
+    It starts none if no trial that ran has finished and no sample was drawn: the next DAG run would end
+    in the same way. Nor does it start one after the end of the window. Then it is skipped, and its log
+    has what waits, the reason, and the command that starts a DAG run by hand. What runs is left to end.
+
+    The id of the next DAG run has the time of the first one (`run_after`) and a number, so that a retry
+    of this task starts no second one. With `max_active_runs=1`, the next DAG run is queued until this
+    one has ended.
+
+    Returns `{"run_id": …, "waiting_trials": …}`.
+
+    Args:
+        totals: `commit.output["totals"]` of a `CommitRestoreOperator`. Read when the task runs.
+        searches: The output of a mapped `ContinueSearchOperator`: samples that it has drawn count as
+            progress. Read when the task runs.
+        until: A time of day in the time zone of the DAG, as `07:00`: no further DAG run is started after
+            it. It is the next such moment after the first DAG run was to run. (templated)
+        max_duration: How long after that moment further DAG runs are started; timedelta or seconds.
+            (templated)
+    """
+
+    template_fields = ("until", "max_duration")
+    ui_color = "#e8f4e6"
+
+    def __init__(
+        self,
+        *,
+        totals: Any,
+        searches: Any = None,
+        until: str | None = None,
+        max_duration: timedelta | float | str | None = None,
+        trigger_rule: TriggerRule | str = TriggerRule.ALL_DONE,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(trigger_rule=trigger_rule, **kwargs)
+        self.totals = totals
+        self.searches = searches
+        self.until = until
+        self.max_duration = max_duration
+        self.check_literals(vars(self))
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Start the next DAG run, or log why none is started."""
+        dag_run, dag = context["dag_run"], context["dag"]
+        with as_airflow_errors():
+            until = arguments.parse_time_of_day("until", self.until)
+            max_duration = arguments.parse_optional_limit("max_duration", self.max_duration)
+            found = resolve_xcom(self.totals, context)
+            totals = Totals.parse(found)
+        if found is None:
+            self._skip(
+                "No further DAG run is started: the commit has no totals. What waits is in the log of "
+                "the plan task."
+            )
+        if not totals.waiting_experiments:
+            self._skip("No further DAG run is started: nothing waits for it.")
+        waits = totals.describe_waiting()
+        row = Repetition.of_run(dag_run.run_id, dag_run.run_after)
+        end = end_of_window(row.origin, dag.timezone, until, max_duration)
+        if end is not None and datetime.now(UTC) >= end:
+            over = f"the time for it was over at {end:%Y-%m-%d %H:%M:%S} UTC"
+            self._skip(_describe_stop(waits, over, dag_run))
+        if not (totals.trials_finished or self._has_drawn(context)):
+            why = "no trial that ran has finished, so the next DAG run would end in the same way"
+            self._skip(_describe_stop(waits, why, dag_run))
+        run_id = row.next_run_id()
+        refusal = start_dag_run(dag_run.dag_id, run_id, dag_run.conf or {})
+        how = f"It exists already ({refusal})" if refusal else "It was started"
+        self.log.info("%s. DAG run %s takes them. %s.", waits, run_id, how)
+        return {"run_id": run_id, "waiting_trials": totals.waiting_trials}
+
+    def _has_drawn(self, context: Context) -> bool:
+        """Whether a continued search has drawn a sample."""
+        found = resolve_xcom(self.searches, context)
+        if found is None:
+            return False
+        # one XCom after the other: the first one that counts is enough
+        return any(isinstance(each, Mapping) and bool(each.get("trials_run")) for each in found)
+
+    def _skip(self, reason: str) -> NoReturn:
+        """Skip the task; of the reason for that, Airflow's own line has nothing."""
+        self.log.info("%s", reason)
+        raise AirflowSkipException(reason)
+
+
+def check_window(repeat: Any, until: Any, max_duration: Any) -> None:
+    """Refuse a window without repetition (InvalidInputError): it would limit nothing."""
+    given = [
+        name
+        for name, value in (("until", until), ("max_duration", max_duration))
+        if value is not None
+    ]
+    if given and not repeat:
+        raise InvalidInputError(
+            f"{' and '.join(given)} needs repeat=True: no further DAG run is started without it."
+        )
+
+
+def _describe_stop(waits: str, why: str, dag_run: Any) -> str:
+    """Return what the person on call needs, if the row of DAG runs stops before its end."""
+    start = f"To start one: {_command(dag_run)}"
+    return f"{waits}, and no further DAG run is started: {why}. {start}"
+
+
+def _command(dag_run: Any) -> str:
+    """Return the command that starts a DAG run with the same conf."""
+    command = f"airflow dags trigger {quote(dag_run.dag_id)}"
+    text = json.dumps(dag_run.conf or {}, default=str)
+    if not dag_run.conf:
+        return command
+    if len(text) > _CONF_LENGTH:
+        return f"{command} --conf, with the conf of this DAG run"
+    return f"{command} --conf {quote(text)}"

@@ -1,0 +1,72 @@
+"""Until when a DAG may repeat itself, and the ids of the DAG runs that it starts. Pure."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta, tzinfo
+from typing import Self
+
+_RUN_ID = re.compile(r"tune_restore_repeat__(?P<origin>[^_]+)__(?P<number>[1-9][0-9]{0,5})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repetition:
+    """The place of a DAG run in a row of DAG runs that start each other.
+
+    Args:
+        origin: When the first one was to run (UTC).
+        number: How many were started before it by `repeat`; 0 for the first.
+    """
+
+    origin: datetime
+    number: int = 0
+
+    @classmethod
+    def of_run(cls, run_id: str, run_after: datetime) -> Self:
+        """Return the place of a DAG run: from its own id if `repeat` has started it."""
+        first = cls(origin=run_after.astimezone(UTC))
+        found = _RUN_ID.fullmatch(run_id)
+        if found is None:
+            return first
+        try:
+            origin = datetime.fromisoformat(found["origin"])
+        except ValueError:  # a user has named it
+            return first
+        if origin.tzinfo is None:
+            return first
+        return cls(origin=origin.astimezone(UTC), number=int(found["number"]))
+
+    def next_run_id(self) -> str:
+        """Return the id of the DAG run after it: the same whenever it is asked for."""
+        origin = self.origin.isoformat().replace("+00:00", "Z")
+        return f"tune_restore_repeat__{origin}__{self.number + 1}"
+
+
+def end_of_window(
+    origin: datetime, timezone: tzinfo, until: time | None, max_duration: timedelta | None
+) -> datetime | None:
+    """Return the moment from which no further DAG run is started (UTC); None for no such moment.
+
+    It is `max_duration` after the origin, or the next time after the origin at which a clock in the time
+    zone shows `until`, whichever is earlier.
+    """
+    ends = []
+    if max_duration is not None:
+        ends.append(origin + max_duration)
+    if until is not None:
+        ends.append(_next_at(origin, timezone, until))
+    return min(ends, default=None)
+
+
+def _next_at(origin: datetime, timezone: tzinfo, until: time) -> datetime:
+    """Return the next moment at which a clock shows a time.
+
+    A time that the clock skips in spring is as far behind the change as it is written; one that it shows
+    twice in autumn counts both times.
+    """
+    today = origin.astimezone(timezone).date()
+    moments: list[datetime] = []
+    for days in (-1, 0, 1, 2):
+        written = datetime.combine(today + timedelta(days=days), until, timezone)
+        first, second = (written.replace(fold=fold).astimezone(UTC) for fold in (0, 1))
+        moments += [first, max(first, second)]  # in spring the second one is before the change
+    return min(moment for moment in moments if moment > origin)
