@@ -33,7 +33,8 @@ def api(running, seaweed, dags, tmp_path_factory):
         keys = {n: base64.b64encode(value.encode()).decode() for n, value in seaweed.env.items()}
         api.secrets[NAMESPACE, "tune-restore-storage"] = keys
         api.kubelet.slots, api.kubelet.delay_seconds = 2, 2
-        api.kubelet.images = {IMAGE: variables for variables in api.kubelet.images.values()}
+        (variables,) = api.kubelet.images.values()
+        api.kubelet.images = {IMAGE: variables}
         config = api.kubeconfig(tmp_path_factory.mktemp("kube") / "config.json")
         kubernetes = {"conn_type": "kubernetes", "extra": {"kube_config_path": config}}
         running.connect("kubernetes_default", kubernetes)
