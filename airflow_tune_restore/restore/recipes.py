@@ -167,14 +167,13 @@ def parse_modules(recipes: Any) -> tuple[str, ...]:
     """
     if isinstance(recipes, bool):
         return (ALL_MODULES,) if recipes else ()
-    patterns = [recipes] if isinstance(recipes, str) else recipes
-    is_list = isinstance(patterns, list | tuple)
-    if not is_list or not all(isinstance(p, str) and p.strip() for p in patterns):
+    is_list = isinstance(recipes, list | tuple)
+    if not is_list or not all(isinstance(p, str) and p.strip() for p in recipes):
         raise InvalidInputError(
             f"recipes={recipes!r} is neither True nor False nor a list of patterns of modules such as "
             "['team_a.*']."
         )
-    return tuple(pattern.strip() for pattern in patterns)
+    return tuple(pattern.strip() for pattern in recipes)
 
 
 def _parse_entry(key: str, value: Any) -> Recipe:
