@@ -51,7 +51,7 @@ def parse_trainables(given: Iterable[str], patterns: Collection[str]) -> Recipes
             joined[key] = value
     if not (joined or modules):
         raise InvalidInputError(NOTHING_GIVEN)
-    return Recipes.parse(joined, recipes=modules)
+    return Recipes.parse(joined or None, recipes=modules)
 
 
 def parse_patterns(patterns: Collection[str]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
@@ -123,8 +124,12 @@ class Recipe(
                 f"a {type(value).__name__} is neither a trainable as text nor "
                 "a mapping with the key 'trainable'"
             )
+        for name in fields.keys() - set(cls.__struct_fields__):
+            raise InvalidInputError(_refuse_field(str(name), cls.__struct_fields__))
         # a template renders to text: a flag to "True", and a Variable that is not set to "" or "None"
         given = {name: item for name, item in fields.items() if item not in (None, "", "None")}
+        if "trainable" not in given:
+            raise InvalidInputError("it names no trainable")
         try:
             return msgspec.convert(given, cls, strict=False)
         except (msgspec.ValidationError, ValueError, TypeError, RecursionError) as error:
@@ -242,6 +247,12 @@ class Recipe(
                 "its runtime_env has excludes, which decide which files of the DAG's working_dir are "
                 "sent to the cluster"
             )
+
+
+def _refuse_field(name: str, known: Sequence[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+    return f"a recipe has no field {printable(repr(name))} ({hint})"
 
 
 def _resume_or_skip(is_on: bool) -> ResumeType:  # noqa: FBT001

@@ -84,6 +84,10 @@ class Recipes:
         """Whether one recipe restores all experiments."""
         return not (self.by_path or self.by_name or self.modules)
 
+    def goes_by_name(self, chosen: Recipe) -> bool:
+        """Whether a chosen recipe fits by the name of a trainable, not by a place or the sweep's word."""
+        return any(chosen is each for each in (self.others, *self.by_name.values()))
+
     def choose(self, store: ObjectStore, trainable_name: str) -> Recipe:
         """Return the recipe of the experiment at the store's root.
 

@@ -297,7 +297,7 @@ def test_a_recipe_is_overwritten_only_if_that_is_wanted(tune_restore, experiment
         (("--env", "MODE"), "--env MODE is not NAME=VALUE"),
         (("--env", "=1"), "--env =1 is not NAME=VALUE"),
         (("--strategy", "sideways"), "sideways"),
-        (("--param-space", " "), "cannot be the name of anything"),
+        (("--param-space", " "), "param_space"),
         (("--errored", "skip", "--resume-errored"), "two choices for the same trials"),
         (("--env", f"BIG={'x' * 70_000}"), "it has more than 65536 bytes"),
     ],

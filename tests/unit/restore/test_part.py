@@ -159,3 +159,31 @@ def test_the_samples_to_draw_share_the_task_of_the_rest(most, own):
     plan = prepare(make(), "r1", most, strategy="whole_experiment").plan
     assert plan.continues_search
     assert (plan.own_tasks, plan.task_count) == (own, most)
+
+
+def test_trials_that_finished_before_come_last_and_do_not_wait():
+    """Each restore would choose them again: those with the newest results are those that ran just now."""
+    finished = [make_row(f"f{number}", last_result_time=99.0 + number) for number in range(4)]
+    store = make(3, more=finished)
+    flags = ResumeFlags.parse({"errored": "resume", "finished": "resume"})
+    choices = PlanChoices(flags=flags)
+    first, second = (
+        plan_restore(store, "r", PrepareOptions(choices=choices, most_tasks=most)).plan
+        for most in (2, 5)
+    )
+    assert (ids(first.to_run), first.waiting) == (["t02", "t01"], 1)
+    assert (set(ids(second.to_run)), second.waiting) == ({"t00", "t01", "t02", "f3", "f2"}, 0)
+
+
+def test_trials_that_fail_fast_cut_short_wait_like_others():
+    rows = [
+        make_row("bad", status="ERROR", error=True, last_result={"training_iteration": 1}),
+        *(make_row(f"cut{n}", last_result={"training_iteration": 1}) for n in range(3)),
+    ]
+    live = [f"cut{n}" for n in range(3)]
+    store = MemoryStore()
+    state = make_state(rows, total_samples=4, live=live, _fail_fast=True, _has_errored=True)
+    store.put(STATE_NAME, state)
+    choices = PlanChoices(flags=ResumeFlags.from_flags(resume_cut_short=True))
+    plan = plan_restore(store, "r", PrepareOptions(choices=choices, most_tasks=1)).plan
+    assert (len(plan.to_run), plan.waiting) == (1, 2)

@@ -208,7 +208,11 @@ def test_the_line_to_add_fits_one_experiment_alone():
         ({"s3://conn@b/**": "m:t"}, "without a connection"),
         ({"{{ params.team }}/**": "m:t"}, "does not render a template in a key"),
         ({"train": 5}, r'trainable\["train"\]: a int is neither'),
-        ({"train": {"trainable": "m:t", "pyton": "x"}}, r'trainable\["train"\]: .*`pyton`'),
+        (
+            {"train": {"trainable": "m:t", "pyton": "x"}},
+            r'trainable\["train"\]: .* no field .pyton. .did you mean .python',
+        ),
+        ({"train": {"trainable": "m:t", "zzz": "x"}}, "no field 'zzz' .it has schema, trainable, "),
         ("m:\0", r'trainable\["\*"\]: .*no name can have'),
     ],
 )
