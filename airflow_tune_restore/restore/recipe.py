@@ -29,7 +29,6 @@ ALL_MODULES = "*"
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1000, pattern=r"\S")]
 _Kind = Literal["skip", "resume", "restart"]
 _NAMES_CODE = ("trainable", "param_space", "search_alg")
-_FLAGS = ("resume_unfinished", "resume_errored", "restart_errored", "resume_cut_short")
 _CHOICES = (
     "strategy",
     "fresh_budget",
