@@ -311,6 +311,19 @@ def test_the_recipe_of_the_sweep_decides_the_plan(sweep):
         prepare_restore(sweep, "r1", options(None, recipes=["m"]))
 
 
+@pytest.mark.parametrize(
+    ("trainable", "recipes", "reads"),
+    [("m:t", False, 0), ({NAME: "m:t"}, True, 0), ("m:t", True, 1), (None, ["m"], 1)],
+)
+def test_a_plan_reads_the_recipe_of_the_sweep_once_or_never(sweep, trainable, recipes, reads):
+    store = CountingStore.new(Clock())
+    for entry in sweep.walk():
+        store.put(entry.name, sweep.get(entry.name))
+    write(store, {"trainable": "m:t"})
+    prepare_restore(store, "r1", options(trainable, recipes=recipes))
+    assert store.got[layout.RECIPE] == reads
+
+
 def test_a_plan_that_is_made_again_has_the_same_choices(sweep):
     write(sweep, {"trainable": "m:t", "resume_errored": True, "resume_unfinished": False})
     prepared = prepare_restore(sweep, "r1", options(None, recipes=True))
