@@ -71,6 +71,10 @@ class Recipes:
         keyed = (trainable or {}).items()
         parsed = {str(key): _parse_entry(str(key), value) for key, value in keyed}
         others = [parsed[key] for key in FOR_ALL if key in parsed]
+        if len(others) > 1:
+            raise InvalidInputError(
+                'Two trainables are given for all experiments: "*" and "**". Keep one of them.'
+            )
         return cls(
             by_path={k: v for k, v in parsed.items() if path_glob.is_glob(k) and k not in FOR_ALL},
             by_name={k: v for k, v in parsed.items() if not path_glob.is_glob(k)},

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from airflow_tune_restore.exceptions import UnknownTrialError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.planned import read_planned
 from airflow_tune_restore.protocol.request import TrialAction
@@ -34,7 +35,7 @@ def make(failed=12, *, more=(), **runner):
 
 
 def prepare(store, restore_id, most=5, **choices):
-    choices = PlanChoices(flags=RESUME, **choices)
+    choices = PlanChoices(**{"flags": RESUME, **choices})
     return plan_restore(store, restore_id, PrepareOptions(choices=choices, most_tasks=most))
 
 
@@ -131,6 +132,26 @@ def test_a_part_of_chosen_trials_takes_chosen_trials_only():
     assert plan.waiting == 1
     assert plan.trial("t01").reason.startswith("ERROR, waits for")
     assert "not among the chosen trials" in plan.trial("t05").reason
+
+
+def test_chosen_trials_that_start_over_are_named_again_by_the_next_part():
+    """With `repeat`, the next DAG run has the same `trials`, and its experiment other ids."""
+    store = make()
+    flags = ResumeFlags.from_flags(restart_errored=True)
+    chosen = {"trials": ("t00", "t01", "t02"), "flags": flags}
+    parts = []
+    for restore_id in ("r1", "r2"):
+        plan = start_plan(prepare(store, restore_id, 2, **chosen), holder="test")
+        parts.append(ids(plan.to_run))
+        for trial in plan.to_run:
+            leave_attempt(store, plan, trial.trial_id, result="failed")
+        commit_restore(store, restore_id)
+    assert parts == [["t02", "t01"], ["t00"]]
+    last = prepare(store, "r3", 2, **chosen).plan
+    assert not last.changes_trials
+    assert "all chosen trials have started over under new ids" in last.warnings
+    with pytest.raises(UnknownTrialError, match="'t99'"):
+        prepare(store, "r3", 2, **{**chosen, "trials": ("t00", "t99")})
 
 
 def test_a_plan_that_is_made_again_is_the_same_part():

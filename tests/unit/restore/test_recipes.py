@@ -202,6 +202,7 @@ def test_the_line_to_add_fits_one_experiment_alone():
     [
         (5, "neither text nor a mapping"),
         ({}, "names no trainable"),
+        ({"*": "m:t", "**": "m:u"}, "Two trainables are given for all"),
         ({"": "m:t"}, "names no experiment"),
         ({" ": "m:t"}, "names no experiment"),
         ({"/": "m:t"}, "holds no pattern"),
