@@ -367,6 +367,18 @@ def test_values_of_a_mapping_may_be_templates(make, launcher):
     assert launcher.arguments["python"] is None
 
 
+def test_a_mapping_may_be_a_template(make, launcher):
+    """Airflow renders `{{ params.codes }}` to text."""
+    with DAG("d", params={"codes": {"a*": "m:t"}}):
+        operator = plan([make("a1"), make("b1")], trainable="{{ params.codes }}")
+    context = {**make_context(), "params": {"codes": {"a*": "m:t"}}}
+    operator.render_template_fields(context)
+    _, _, pushed = run(operator, context)
+    outcomes = outcomes_of(pushed)
+    assert [outcomes[name]["outcome"] for name in ("a1", "b1")] == ["restored", "unknown"]
+    assert launcher.checked[0].trainable == "m:t"
+
+
 def train(config):
     """Stand in for a trainable that was given as it is."""
 
