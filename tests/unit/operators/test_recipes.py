@@ -116,6 +116,9 @@ def test_an_experiment_that_a_glob_or_its_own_recipe_names_is_not_taken_by_name_
     _, _, pushed = run(operator)
     by_name = {name: each["by_name"] for name, each in outcomes_of(pushed).items()}
     assert by_name == {"a1": False, "b1": True, "d1": False}
+    again = plan(experiments, trainable=keyed, recipes=True, launcher=launcher_name)
+    _, _, pushed = run(again, make_context(try_number=2))  # its own restores: not compared again
+    assert not any(each["by_name"] for each in outcomes_of(pushed).values())
 
 
 def test_an_unknown_experiment_fails_the_run_if_it_shall(make, launcher):
