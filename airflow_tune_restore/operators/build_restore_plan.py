@@ -78,7 +78,8 @@ class BuildRestorePlanOperator(RecipeOperator):
             (templated)
         search_alg: `package.module:attribute` of a searcher, for samples whose own searcher is lost with
             `tuner.pkl`. Without it, an experiment with only such samples left is refused.
-        check_timeout: How long the check may take for all experiments; timedelta or seconds. (templated)
+        check_timeout: How long the check may take for all experiments of one recipe, which are checked
+            together; timedelta or seconds. (templated)
         trials: Ids of the only trials to restore: a list, or text with commas. None: all. The other
             trials stay as they are recorded, and the search is not continued. A template that renders to
             nothing is refused. (templated)
