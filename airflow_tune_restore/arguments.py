@@ -178,6 +178,23 @@ def _read_words(key: Any, value: Any) -> Any:
     return _split_ids(value) if is_list else value
 
 
+def parse_trainable(name: str, value: Any) -> Any:
+    """Return the trainable, as text or a mapping, also where a template rendered a mapping to text.
+
+    A mapping that was taken for the name of a trainable would fit no experiment, or fail each trial.
+    """
+    text = value.strip() if isinstance(value, str) else ""
+    if not text.startswith("{"):
+        return value
+    found = _read_literal(text)
+    if not isinstance(found, Mapping):
+        raise InvalidInputError(
+            f"{name}={value!r} starts like a mapping, and is none. Write it as Python does, for "
+            "example by {{ params.trainables }} or {{ var.json.trainables }}."
+        )
+    return found
+
+
 def parse_user(value: Any, *, was_given: bool) -> str | None:
     """Parse the user of runners; None only if the argument was not given.
 

@@ -8,7 +8,12 @@ from urllib.parse import quote
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowRuntimeError
 from airflow.sdk.execution_time import task_runner
-from airflow.sdk.execution_time.comms import ErrorResponse, TriggerDagRun
+from airflow.sdk.execution_time.comms import (
+    DagRunStateResult,
+    ErrorResponse,
+    GetDagRunState,
+    TriggerDagRun,
+)
 from pydantic import ValidationError
 
 from airflow_tune_restore.protocol.lease_objects import (
@@ -154,3 +159,11 @@ def start_dag_run(dag_id: str, run_id: str, conf: Mapping[str, Any]) -> str:
     with _one_at_a_time:
         answer = task_runner.SUPERVISOR_COMMS.send(request)
     return str(answer.error.value) if isinstance(answer, ErrorResponse) else ""
+
+
+def has_ended(dag_id: str, run_id: str) -> bool:
+    """Whether a DAG run that exists has ended, in the process of a task."""
+    request = GetDagRunState(dag_id=dag_id, run_id=run_id)
+    with _one_at_a_time:
+        answer = task_runner.SUPERVISOR_COMMS.send(request)
+    return isinstance(answer, DagRunStateResult) and answer.state in ENDED

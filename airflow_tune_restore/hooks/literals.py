@@ -96,7 +96,7 @@ def _parse_trainable(name: str, value: Any) -> None:
             f"{name}={value!r} names no trainable. Give 'package.module:attribute', or a name that is "
             "registered with Tune."
         )
-    Recipes.parse(value)
+    Recipes.parse(arguments.parse_trainable(name, value))
 
 
 def _parse_imports(name: str, value: Any) -> None:

@@ -78,7 +78,8 @@ class BuildRestorePlanOperator(RecipeOperator):
             (templated)
         search_alg: `package.module:attribute` of a searcher, for samples whose own searcher is lost with
             `tuner.pkl`. Without it, an experiment with only such samples left is refused.
-        check_timeout: How long the check may take for all experiments; timedelta or seconds. (templated)
+        check_timeout: How long the check may take for all experiments of one recipe, which are checked
+            together; timedelta or seconds. (templated)
         trials: Ids of the only trials to restore: a list, or text with commas. None: all. The other
             trials stay as they are recorded, and the search is not continued. A template that renders to
             nothing is refused. (templated)
@@ -232,7 +233,12 @@ class BuildRestorePlanOperator(RecipeOperator):
         prepared = take_what_fits(batch, batch.undecided(prepared), max_trials)
         by_name = set[str]()
         if batch.spans_directories:
-            named = {text for text, each in prepared.items() if each.options.go_by_name}
+            # those that an earlier try has started were checked by it
+            named = {
+                text
+                for text, each in prepared.items()
+                if each.options.go_by_name and not each.is_started
+            }
             by_name = named - has_evidence
         to_start: dict[str, PreparedRestore] = {}
         for text, restore in prepared.items():
@@ -332,9 +338,7 @@ class BuildRestorePlanOperator(RecipeOperator):
             self.log.warning("%s: %s", text, warning)
         for text, refusal in checked.errors.items():
             batch.refuse(text, refusal)
-        # those that an earlier try has started were checked by it, and are not checked again
-        started = {text for text, restore in prepared.items() if restore.is_started}
-        return frozenset(checked.by_module | started)
+        return frozenset(checked.by_module)
 
     def _user(self) -> str | None:
         return arguments.parse_user(self.runner_user, was_given=self._has_user)

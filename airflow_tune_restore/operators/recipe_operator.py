@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from airflow_tune_restore.arguments import parse_text
+from airflow_tune_restore.arguments import parse_text, parse_trainable
 from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.restore.claim import RunnerSettings
@@ -63,7 +63,8 @@ class RecipeOperator(CheckedOperator):
 
     def parse_recipes(self) -> Recipes:
         """Return the recipes of all experiments (InvalidInputError if an argument is not valid)."""
-        return Recipes.parse(self.trainable, recipes=self.recipes, prefix=self.parse_prefix())
+        trainable = parse_trainable("trainable", self.trainable)
+        return Recipes.parse(trainable, recipes=self.recipes, prefix=self.parse_prefix())
 
     def parse_prefix(self) -> str | None:
         """Return the URI of the prefix, without a connection; None without one."""

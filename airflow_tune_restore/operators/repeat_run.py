@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from shlex import quote
 from typing import Any, NoReturn
@@ -12,7 +13,7 @@ from airflow_tune_restore import arguments
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.checked_operator import CheckedOperator
-from airflow_tune_restore.hooks.dag_runs import start_dag_run
+from airflow_tune_restore.hooks.dag_runs import has_ended, start_dag_run
 from airflow_tune_restore.operators.repeat_window import Repetition, end_of_window
 from airflow_tune_restore.operators.totals import Totals
 from airflow_tune_restore.operators.xcom import resolve_xcom
@@ -33,7 +34,8 @@ class RepeatRunOperator(CheckedOperator):
     has what waits, the reason, and the command that starts a DAG run by hand. What runs is left to end.
 
     The id of the next DAG run has the time of the first one (`run_after`) and a number, so that a retry
-    of this task starts no second one. With `max_active_runs=1`, the next DAG run is queued until this
+    of this task starts no second one. In a DAG run that was cleared, it goes on behind those that have
+    ended. With `max_active_runs=1`, the next DAG run is queued until this
     one has ended.
 
     Returns `{"run_id": …, "waiting_trials": …}`.
@@ -85,9 +87,6 @@ class RepeatRunOperator(CheckedOperator):
             self._skip("No further DAG run is started: nothing waits for it.")
         waits = totals.describe_waiting()
         row = Repetition.of_run(dag_run.run_id, dag_run.run_after)
-        if row.number >= MOST_REPEATS:
-            why = f"{MOST_REPEATS} were started one after the other"
-            self._skip(_describe_stop(waits, why, dag_run))
         end = end_of_window(row.origin, dag.timezone, until, max_duration)
         if end is not None and datetime.now(UTC) >= end:
             over = f"the time for it was over at {end:%Y-%m-%d %H:%M:%S} UTC"
@@ -95,9 +94,9 @@ class RepeatRunOperator(CheckedOperator):
         if not (totals.trials_finished or self._has_drawn(context)):
             why = "no trial that ran has finished, so the next DAG run would end in the same way"
             self._skip(_describe_stop(waits, why, dag_run))
-        run_id = row.next_run_id()
-        refusal = start_dag_run(dag_run.dag_id, run_id, dag_run.conf or {})
-        how = f"It exists already ({refusal})" if refusal else "It was started"
+        run_id, how = _start_next(row, dag_run)
+        if not run_id:
+            self._skip(_describe_stop(waits, how, dag_run))
         self.log.info("%s. DAG run %s takes them. %s.", waits, run_id, how)
         return {"run_id": run_id, "waiting_trials": totals.waiting_trials}
 
@@ -126,6 +125,22 @@ def check_window(repeat: Any, until: Any, max_duration: Any) -> None:
         raise InvalidInputError(
             f"{' and '.join(given)} needs repeat=True: no further DAG run is started without it."
         )
+
+
+def _start_next(row: Repetition, dag_run: Any) -> tuple[str, str]:
+    """Start the next DAG run of a row. Return its id and how it was started; or "" and why not.
+
+    One that has ended was started before this DAG run was cleared: it takes nothing any more.
+    """
+    while row.number < MOST_REPEATS:
+        run_id = row.next_run_id()
+        refusal = start_dag_run(dag_run.dag_id, run_id, dag_run.conf or {})
+        if not refusal:
+            return run_id, "It was started"
+        if not has_ended(dag_run.dag_id, run_id):
+            return run_id, f"It exists already ({refusal})"
+        row = replace(row, number=row.number + 1)
+    return "", f"{MOST_REPEATS} were started one after the other"
 
 
 def _describe_stop(waits: str, why: str, dag_run: Any) -> str:

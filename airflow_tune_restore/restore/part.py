@@ -35,22 +35,27 @@ def _take_part(plan: RestorePlan, most: int) -> RestorePlan:
     """Return the plan of the first trials alone.
 
     Those with the fewest failures that count come first, in Ray's order: trials that fail again and again
-    do not keep the others out. Nor do trials that have finished before, which come last.
+    do not keep the others out. Nor do trials that have finished before, which come last; of them the one
+    with the oldest result comes first, or each restore would take those of the last one.
     """
     failures = plan.failures or {}
-
-    def order(trial: TrialPlan) -> tuple[bool, int]:
-        history = failures.get(trial.trial_id)
-        return plan.runs_again(trial), len(history.failures) if history is not None else 0
-
     to_run = plan.to_run
-    taken = {trial.trial_id for trial in sorted(to_run, key=order)[:most]}
+
+    def order(numbered: tuple[int, TrialPlan]) -> tuple[bool, int, int]:
+        number, trial = numbered
+        history = failures.get(trial.trial_id)
+        count = len(history.failures) if history is not None else 0
+        again = plan.runs_again(trial)
+        return again, count, -number if again else number
+
+    taken = {trial.trial_id for _, trial in sorted(enumerate(to_run), key=order)[:most]}
     share = f"this one takes {most} of {counted(len(to_run), 'trial')}"
 
     def keep(trial: TrialPlan) -> TrialPlan:
         if trial.trial_id in taken or trial.action is TrialAction.KEEP:
             return trial
-        verb = "waits for" if trial.runs else "is left to"
+        waits = trial.runs and not plan.runs_again(trial)
+        verb = "waits for" if waits else "is left to"
         return trial.left(f"{verb} a later restore: {share}")
 
     return replace(

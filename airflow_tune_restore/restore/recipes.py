@@ -118,8 +118,7 @@ class Recipes:
         if self.others is not None and not problem:
             return self.others
         shown = printable(trainable_name)
-        is_key = shown == trainable_name != "" and not path_glob.is_glob(shown)
-        key = shown if is_key else glob.escape(store.uri)
+        key = shown if _can_be_key(shown, trainable_name) else glob.escape(store.uri)
         raise UnknownTrainableError(store.uri, shown, problem, key=key)
 
 
@@ -180,13 +179,23 @@ def parse_modules(recipes: Any) -> tuple[str, ...]:
     return tuple(pattern.strip() for pattern in recipes)
 
 
+def _can_be_key(shown: str, name: str) -> bool:
+    """Whether a recorded name, as it is shown, finds its experiment as the key of a mapping."""
+    is_whole = shown == name == name.strip() != ""  # the shell strips keys
+    return is_whole and not path_glob.is_glob(name) and not _is_template(name)
+
+
+def _is_template(key: str) -> bool:
+    return "{{" in key or "{%" in key
+
+
 def _parse_entry(key: str, value: Any) -> Recipe:
     if not key.strip():
         raise InvalidInputError(
             "trainable={'': …} names no experiment: each key is the recorded name of a trainable, or a "
             "glob on the experiment's path."
         )
-    if "{{" in key or "{%" in key:
+    if _is_template(key):
         raise InvalidInputError(
             f"trainable={{{key!r}: …}}: Airflow does not render a template in a key. Give the name or "
             "the glob itself."

@@ -81,3 +81,19 @@ def test_an_id_that_is_empty_or_not_text_is_shown(value):
 @pytest.mark.parametrize("value", [["a 1"], "['a 1']", " a 1 ", '["a 1"]'])
 def test_an_id_is_not_split_at_its_blank(value):
     assert arguments.parse_ids("trials", value) == ("a 1",)
+
+
+@pytest.mark.parametrize("value", [None, "m:train", " m:train", {"train": "m:t"}])
+def test_a_trainable_stays_as_it_is(value):
+    assert arguments.parse_trainable("trainable", value) == value
+
+
+def test_a_mapping_of_trainables_that_a_template_rendered_is_read():
+    given = {"team_a/**": {"trainable": "m:t", "resume_errored": True}, "ppo": "m:u"}
+    assert arguments.parse_trainable("trainable", f" {given}\n") == given
+
+
+@pytest.mark.parametrize("value", ["{", "{'train'}", "{'train': m}", '{"train": null}', "{{ x }}"])
+def test_a_broken_mapping_of_trainables_is_not_the_name_of_one(value):
+    with pytest.raises(InvalidInputError, match=r"trainable=.* starts like a mapping, and is none"):
+        arguments.parse_trainable("trainable", value)

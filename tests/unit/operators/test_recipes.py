@@ -116,6 +116,9 @@ def test_an_experiment_that_a_glob_or_its_own_recipe_names_is_not_taken_by_name_
     _, _, pushed = run(operator)
     by_name = {name: each["by_name"] for name, each in outcomes_of(pushed).items()}
     assert by_name == {"a1": False, "b1": True, "d1": False}
+    again = plan(experiments, trainable=keyed, recipes=True, launcher=launcher_name)
+    _, _, pushed = run(again, make_context(try_number=2))  # its own restores: not compared again
+    assert not any(each["by_name"] for each in outcomes_of(pushed).values())
 
 
 def test_an_unknown_experiment_fails_the_run_if_it_shall(make, launcher):
@@ -365,6 +368,18 @@ def test_values_of_a_mapping_may_be_templates(make, launcher):
     state, _, _ = run(operator, context)
     assert (state, launcher.checked[0].trainable) == (SUCCESS, "m:t")
     assert launcher.arguments["python"] is None
+
+
+def test_a_mapping_may_be_a_template(make, launcher):
+    """Airflow renders `{{ params.codes }}` to text."""
+    with DAG("d", params={"codes": {"a*": "m:t"}}):
+        operator = plan([make("a1"), make("b1")], trainable="{{ params.codes }}")
+    context = {**make_context(), "params": {"codes": {"a*": "m:t"}}}
+    operator.render_template_fields(context)
+    _, _, pushed = run(operator, context)
+    outcomes = outcomes_of(pushed)
+    assert [outcomes[name]["outcome"] for name in ("a1", "b1")] == ["restored", "unknown"]
+    assert launcher.checked[0].trainable == "m:t"
 
 
 def train(config):

@@ -12,7 +12,12 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import ErrorType
 from airflow.sdk.execution_time import task_runner
-from airflow.sdk.execution_time.comms import ErrorResponse, OKResponse
+from airflow.sdk.execution_time.comms import (
+    DagRunStateResult,
+    ErrorResponse,
+    GetDagRunState,
+    OKResponse,
+)
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.operators import repeat_run
@@ -32,11 +37,17 @@ class Line:
 
     def __init__(self):
         self.sent = []
-        self.answer = OKResponse(ok=True)
+        self.known = {}
 
     def send(self, message):
+        """Start a DAG run unless it exists; or return the state of one."""
+        if isinstance(message, GetDagRunState):
+            return DagRunStateResult(state=self.known[message.run_id])
         self.sent.append(message)
-        return self.answer
+        if message.run_id in self.known:
+            return ErrorResponse(error=ErrorType.DAGRUN_ALREADY_EXISTS)
+        self.known[message.run_id] = "queued"
+        return OKResponse(ok=True)
 
 
 @pytest.fixture
@@ -95,11 +106,19 @@ def test_a_run_that_was_started_by_it_starts_the_one_after(line):
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_retry_starts_no_second_run(line, caplog):
+def test_a_retry_starts_no_second_run(line):
     repeat()
-    line.answer = ErrorResponse(error=ErrorType.DAGRUN_ALREADY_EXISTS)
     assert repeat()["run_id"] == FIRST
     assert [message.run_id for message in line.sent] == [FIRST, FIRST]
+
+
+@pytest.mark.parametrize("state", ["success", "failed"])
+@pytest.mark.usefixtures("clock")
+def test_a_run_that_was_cleared_starts_one_behind_those_that_have_ended(line, state):
+    """Else nothing would take what waits."""
+    line.known = {FIRST: state}
+    assert repeat()["run_id"] == SECOND
+    assert line.known[SECOND] == "queued"
 
 
 @pytest.mark.parametrize(

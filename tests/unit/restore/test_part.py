@@ -183,7 +183,7 @@ def test_the_samples_to_draw_share_the_task_of_the_rest(most, own):
 
 
 def test_trials_that_finished_before_come_last_and_do_not_wait():
-    """Each restore would choose them again: those with the newest results are those that ran just now."""
+    """Each restore would choose them again."""
     finished = [make_row(f"f{number}", last_result_time=99.0 + number) for number in range(4)]
     store = make(3, more=finished)
     flags = ResumeFlags.parse({"errored": "resume", "finished": "resume"})
@@ -193,7 +193,23 @@ def test_trials_that_finished_before_come_last_and_do_not_wait():
         for most in (2, 5)
     )
     assert (ids(first.to_run), first.waiting) == (["t02", "t01"], 1)
-    assert (set(ids(second.to_run)), second.waiting) == ({"t00", "t01", "t02", "f3", "f2"}, 0)
+    assert (set(ids(second.to_run)), second.waiting) == ({"t00", "t01", "t02", "f0", "f1"}, 0)
+    assert second.trial("f3").reason.startswith("TERMINATED, is left to a later restore")
+
+
+def test_trials_that_finished_before_take_turns():
+    store = MemoryStore()
+    rows = [make_row(f"f{number}", last_result_time=float(number)) for number in range(5)]
+    store.put(STATE_NAME, make_state(rows))
+    flags, parts = ResumeFlags.parse({"finished": "resume"}), []
+    for restore_id in ("r1", "r2", "r3"):
+        plan = start_plan(prepare(store, restore_id, 2, flags=flags), holder="test")
+        parts.append(set(ids(plan.to_run)))
+        for trial in plan.to_run:
+            leave_attempt(store, plan, trial.trial_id)
+        commit_restore(store, restore_id)
+    assert parts[:2] == [{"f0", "f1"}, {"f2", "f3"}]
+    assert "f4" in parts[2]
 
 
 def test_trials_that_fail_fast_cut_short_wait_like_others():

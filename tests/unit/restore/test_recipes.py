@@ -177,7 +177,10 @@ def test_an_unknown_experiment_is_told_with_the_line_to_add(store):
     )
 
 
-@pytest.mark.parametrize("name", ["", "team/train", "*", "a?", "x[1]", "a\x1b[0m", "x" * 5000])
+@pytest.mark.parametrize(
+    "name",
+    ["", "team/train", "*", "a?", "x[1]", "a\x1b[0m", "x" * 5000, " train", "{{ x }}", "{% x %}"],
+)
 def test_the_line_to_add_restores_the_experiment(store, name):
     """A name that cannot be a key is replaced by the place of the experiment."""
     with pytest.raises(UnknownTrainableError) as raised:
@@ -185,6 +188,7 @@ def test_the_line_to_add_restores_the_experiment(store, name):
     line = str(raised.value).partition("the line ")[2].partition(" to trainable=")[0]
     keyed = json.loads(f"{{{line.rstrip(',')}}}")
     assert chosen(store, keyed, name=name) == "package.module:attribute"
+    assert raised.value.key == raised.value.key.strip()  # as the shell takes it
 
 
 def test_the_line_to_add_fits_one_experiment_alone():
