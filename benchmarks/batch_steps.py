@@ -2,9 +2,9 @@
 
     SCALE_PACKAGE=CHECKOUT python benchmarks/batch_steps.py STEP DIRECTORY RUN_ID PREFIX [MAX_TRIALS]
 
-The files of the directory are those of scale_steps.py, and `original` (the state of all experiments before
-the first batch), `taken.json` (the trials of all batches so far) and `batch.json` (what the last check
-found).
+The files of the directory are those of scale_steps.py, and three more: `original`, the state of all
+experiments before the first batch; `taken.json`, the trials of all batches so far; and `batch.json`, how
+many the last batch took.
 """
 
 import json

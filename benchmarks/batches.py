@@ -7,16 +7,17 @@
 one of which ended with ERROR. Both on a real S3 server (SeaweedFS), a new one for each part, and with
 Airflow's default `[core] max_map_length` (1,024), if `--max-trials` is not smaller.
 
-Each batch is what one DAG run does: the sensor's search of the prefix, plan, commit and repeat, each as its
-Airflow task executes it, in a process of its own. No trial runs: between plan and commit, records are
+Each batch is what one DAG run does: the sensor's search of the prefix, plan, commit and repeat, each as
+its Airflow task executes it, in a process of its own. No trial runs: between plan and commit, records are
 written as runners leave them when all trials finish; that is not measured. The next batch begins if the
 operator behind `repeat` would start a DAG run. XComs are measured as JSON, and a log is all that the
 process of a task printed.
 
-The benchmark stops if an XCom but the mapped list has 256 KiB, or a log more than 10,000 lines. After each
-batch it stops if a trial ran twice or is not TERMINATED, or if the row of another trial is not the same
-text. At the end it stops if Ray's own ExperimentAnalysis finds a trial that is not TERMINATED (of many
-experiments it reads fifty). Seconds and memory are as in benchmarks/scale.py.
+The benchmark stops if an XCom but the mapped list has 256 KiB, or a log more than 10,000 lines. After
+each batch it stops if a trial ran twice or is not TERMINATED, or if the row of another trial is not the
+same text (of many experiments that wait, fifty are read). At the end it reads all rows and all records
+again, and stops if Ray's own ExperimentAnalysis finds a trial that is not TERMINATED (of many experiments
+it reads fifty). Seconds and memory are as in benchmarks/scale.py.
 """
 
 import argparse
@@ -85,7 +86,9 @@ class Batches:
             next_run_id = self._read("repeat")
             has_next = next_run_id is not None
             self._run_id = next_run_id or self._run_id
-        assert not self._read("commit")["totals"]["waiting_trials"], "trials wait, and no one starts"
+        assert not self._read("commit")["totals"]["waiting_trials"], (
+            "trials wait, and no one starts"
+        )
         self._step("check_all")
 
     def _add_row(self, figures: dict[str, Figure]) -> None:
@@ -93,7 +96,9 @@ class Batches:
         totals, batch = self._read("commit")["totals"], self._read("batch")
         assert totals["trials_run"] == totals["trials_finished"] == batch["trials"], totals
         pushed = {step: self._read(step) for step in ("find", "plan", "commit")}
-        xcoms = {(s, key): len(json.dumps(value)) for s in pushed for key, value in pushed[s].items()}
+        xcoms = {
+            (s, key): len(json.dumps(value)) for s in pushed for key, value in pushed[s].items()
+        }
         mapped = xcoms.pop(MAPPED_LIST)
         largest = max(xcoms, key=lambda at: xcoms[at])
         longest = max(figures, key=lambda step: figures[step].lines)

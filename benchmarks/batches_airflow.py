@@ -7,8 +7,8 @@ Each experiment lies on a disk and has two trials, one of which ended with ERROR
 processor, SQLite). It is triggered once. Runners are recorded: they leave what a trial leaves, and train
 nothing. All else is Airflow's own.
 
-It prints the DAG runs, the rows of each of Airflow's tables, the XComs and the longest logs. It stops if a
-trial is not restored, or ran twice, if an XCom but the mapped list has 256 KiB, if a log has more than
+It prints the DAG runs, the rows of each of Airflow's tables, the XComs and the longest logs. It stops if
+a trial is not restored, or ran twice, if an XCom but the mapped list has 256 KiB, if a log has more than
 10,000 lines, or if a trial left more in the database than Airflow itself keeps of each mapped task.
 """
 
@@ -122,10 +122,10 @@ def print_database(running: Airflow, before: dict[str, int], trials: int) -> Non
     database = running.home / "airflow.db"
     of_trials, after = rows_of_task(database, DAG_ID, TRIAL), rows_of_all(database)
     grown = {name: count - before[name] for name, count in after.items() if count > before[name]}
-    rows = [
-        [f"`{name}`", f"{count:,}", f"{of_trials.get(name, 0):,}", f"{of_trials.get(name, 0) / trials:.2f}"]
-        for name, count in sorted(grown.items(), key=lambda item: -item[1])
-    ]  # fmt: skip
+    rows = []
+    for name, count in sorted(grown.items(), key=lambda item: -item[1]):
+        theirs = of_trials.get(name, 0)
+        rows.append([f"`{name}`", f"{count:,}", f"{theirs:,}", f"{theirs / trials:.2f}"])
     table(["table", "rows more", "of them of trials", "per trial"], rows)
     xcoms = largest_xcoms(database, DAG_ID)
     shown = sorted(xcoms.items(), key=lambda item: -item[1])

@@ -114,7 +114,11 @@ class Run:
     def take(self, chosen: Sequence[str], *, through_proxy: bool) -> None:
         """Take the chosen steps, and those that they need. `task` always goes through the proxy."""
         needed = [step for step in STEPS if step in chosen or any(step in STEPS[c] for c in chosen)]
-        with s3_server() as server, CountingProxy(server.endpoint) as proxy, scratch_directory() as scratch:
+        with (
+            s3_server() as server,
+            CountingProxy(server.endpoint) as proxy,
+            scratch_directory() as scratch,
+        ):
             direct, counted = server.env, {**server.env, "AWS_ENDPOINT_URL": proxy.endpoint}
             self._take(f"make:{self.size.trials}:{self.size.every}", scratch, direct)
             for step in needed:
@@ -193,6 +197,7 @@ def run_python(
 
 @contextlib.contextmanager
 def scratch_directory() -> Iterator[Path]:
+    """Make a directory for one size, and delete it."""
     with tempfile.TemporaryDirectory() as directory:
         yield Path(directory)
 

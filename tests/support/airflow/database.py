@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def rows_of_task(database: Path, dag_id: str, task_id: str) -> dict[str, int]:
-    """Return how many rows each table has about the instances of a task; tables without any are missing."""
+    """Return how many rows each table has about the instances of a task, without empty ones."""
     found = {}
     with _open(database) as db:
         for table in _tables(db):

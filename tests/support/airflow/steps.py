@@ -16,7 +16,6 @@ from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentS
 from airflow_tune_restore.version_compat import AirflowSkipException
 from tests.support.airflow.context import make_context
 
-
 DEFAULT_RUN = "run-1"
 
 
