@@ -31,6 +31,7 @@ from airflow_tune_restore.experiments.trial import TrialStatus  # noqa: E402
 from airflow_tune_restore.storage.fs import open_store  # noqa: E402
 from benchmarks.scale import MAX_LOG_LINES, MAX_XCOM_BYTES, say, table  # noqa: E402
 from tests.support.airflow.database import (  # noqa: E402
+    OF_AIRFLOW,
     largest_xcoms,
     rows_of_all,
     rows_of_task,
@@ -62,8 +63,6 @@ with DAG("{dag_id}", schedule=None, max_active_runs=1):
 '''
 TRIAL = "restore.trial"
 MAPPED_LIST = ("restore.plan", "return_value")
-OF_AIRFLOW = {"task_instance", "rendered_task_instance_fields", "log"}
-"""Tables in which Airflow itself has rows for each mapped task; `log` is its audit log."""
 
 
 def make_experiments(prefix: Path, count: int) -> None:
@@ -172,8 +171,8 @@ def main() -> None:
             assert {run["state"] for run in runs} == {"success"}, running.log_tail()
             check_experiments(prefix, options.experiments)
             print_runs(running, runs)
-            print_database(running, before, options.experiments)
             print_logs(running)
+            print_database(running, before, options.experiments)
     print(f"{os.cpu_count()} processors, load average {os.getloadavg()[0]:.1f}")
 
 

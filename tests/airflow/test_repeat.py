@@ -12,7 +12,7 @@ import pytest
 from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.storage.fs import open_store
-from tests.support.airflow.database import rows_of_task
+from tests.support.airflow.database import OF_AIRFLOW, rows_of_task
 from tests.support.airflow.standalone import Airflow
 from tests.support.experiments.built import make_experiment, make_row
 
@@ -42,8 +42,6 @@ with DAG("{DAG_ID}", schedule=None, max_active_runs=1):
     )
 '''
 ROUNDS = 3
-OF_AIRFLOW = {"task_instance", "rendered_task_instance_fields", "log"}
-"""Tables in which Airflow itself has rows for each task that was mapped; the log is its audit log."""
 
 
 @pytest.fixture(scope="module")

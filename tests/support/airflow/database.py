@@ -5,6 +5,9 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+OF_AIRFLOW = {"task_instance", "rendered_task_instance_fields", "log"}
+"""Tables in which Airflow itself has rows for each mapped task; `log` is its audit log."""
+
 
 def rows_of_task(database: Path, dag_id: str, task_id: str) -> dict[str, int]:
     """Return how many rows each table has about the instances of a task, without empty ones."""
