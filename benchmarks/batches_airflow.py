@@ -2,7 +2,8 @@
 
     uv run python benchmarks/batches_airflow.py [--experiments 300] [--max-trials 100]
 
-Each experiment lies on a disk and has two trials, one of which ended with ERROR. The DAG is one
+Each experiment lies on a disk and has two trials, one of which ended with ERROR. So each DAG run maps
+`trial` and `continue_search`, which is skipped, over as many items. The DAG is one
 `TuneRestoreTaskGroup(repeat=True)`, run by `airflow standalone` (scheduler, triggerer, API server, DAG
 processor, SQLite). It is triggered once. Runners are recorded: they leave what a trial leaves, and train
 nothing. All else is Airflow's own.
@@ -61,7 +62,7 @@ with DAG("{dag_id}", schedule=None, max_active_runs=1):
         max_active_trials=8,
     )
 '''
-TRIAL = "restore.trial"
+TRIAL, SEARCH = "restore.trial", "restore.continue_search"
 MAPPED_LIST = ("restore.plan", "return_value")
 
 
@@ -119,20 +120,22 @@ def print_runs(running: Airflow, runs: list[dict[str, Any]]) -> None:
 def print_database(running: Airflow, before: dict[str, int], trials: int) -> None:
     """Print the rows of the tables that grew, and the XComs; stop if there is something per trial."""
     database = running.home / "airflow.db"
-    of_trials, after = rows_of_task(database, DAG_ID, TRIAL), rows_of_all(database)
+    of_trials, of_searches = (rows_of_task(database, DAG_ID, task) for task in (TRIAL, SEARCH))
+    after = rows_of_all(database)
     grown = {name: count - before[name] for name, count in after.items() if count > before[name]}
     rows = []
     for name, count in sorted(grown.items(), key=lambda item: -item[1]):
-        theirs = of_trials.get(name, 0)
-        rows.append([f"`{name}`", f"{count:,}", f"{theirs:,}", f"{theirs / trials:.2f}"])
-    table(["table", "rows more", "of them of trials", "per trial"], rows)
+        mapped = [of_trials.get(name, 0), of_searches.get(name, 0)]
+        others = count - sum(mapped)
+        rows.append([f"`{name}`", *(f"{n:,}" for n in (count, *mapped, others))])
+        assert others < trials, (name, others)
+    table(["table", "rows more", "`trial`", "`continue_search`", "all else"], rows)
     xcoms = largest_xcoms(database, DAG_ID)
     shown = sorted(xcoms.items(), key=lambda item: -item[1])
     table(["XCom", "bytes, at most"], [[f"{t}, `{k}`", f"{size:,}"] for (t, k), size in shown])
-    assert set(of_trials) <= OF_AIRFLOW, of_trials
-    assert of_trials["task_instance"] == trials, of_trials
-    others = {name: count - of_trials.get(name, 0) for name, count in grown.items()}
-    assert all(count < trials for count in others.values()), others
+    for mapped_task in (of_trials, of_searches):
+        assert set(mapped_task) <= OF_AIRFLOW, mapped_task
+        assert mapped_task["task_instance"] == trials, mapped_task
     assert all(size < MAX_XCOM_BYTES for at, size in xcoms.items() if at != MAPPED_LIST), xcoms
 
 

@@ -112,3 +112,10 @@ def test_a_trial_leaves_nothing_in_the_database_but_its_task(running):
     found = rows_of_task(running.home / "airflow.db", DAG_ID, "restore.trial")
     assert found["task_instance"] == 12
     assert set(found) <= OF_AIRFLOW
+
+
+@pytest.mark.usefixtures("runs")
+def test_an_experiment_without_a_search_leaves_nothing_but_the_task_that_was_skipped(running):
+    found = rows_of_task(running.home / "airflow.db", DAG_ID, "restore.continue_search")
+    assert found["task_instance"] == ROUNDS
+    assert set(found) <= OF_AIRFLOW

@@ -32,12 +32,13 @@ def run_plan(experiments: Any, run_id: str = DEFAULT_RUN, **arguments: Any) -> d
     """
     operator = BuildRestorePlanOperator(
         task_id="plan",
-        experiments=experiments,
+        experiments="{{ found }}",
         resume_errored=True,
         stale_after=0,
         launcher="ray",  # so no trainable is checked
         **arguments,
     )
+    operator.experiments = experiments  # as Airflow renders it, also a packed list
     return _execute(operator, run_id)
 
 
