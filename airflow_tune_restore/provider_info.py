@@ -73,6 +73,7 @@ def get_provider_info() -> dict[str, Any]:
             "operators.kubernetes.restore_trial",
             "operators.kubernetes.continue_search",
             "operators.check_restores",
+            "operators.repeat_run",
             "operators.list_quarantine",
             "operators.release_trial",
             "operators.undo_commit",

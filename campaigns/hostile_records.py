@@ -424,7 +424,9 @@ def _recipe(_lab: Lab, store: ObjectStore) -> None:
         except TuneRestoreError as error:
             assert_shown(str(error))
         else:
-            assert isinstance(prepared, str) or prepared.options.recipe is not None
+            # one that has started, by a plan that lies there, is not planned again
+            is_planned = not isinstance(prepared, str) and not prepared.is_started
+            assert not is_planned or prepared.options.recipe is not None
 
 
 READERS: tuple[Callable[[Lab, ObjectStore], None], ...] = (

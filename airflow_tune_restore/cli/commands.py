@@ -18,7 +18,6 @@ from airflow_tune_restore.cli.options import (
     LeaseOptions,
     ListAll,
     PlanOptions,
-    RunOptions,
     ScanOptions,
     flag_of,
     with_options,
@@ -31,6 +30,7 @@ from airflow_tune_restore.cli.places import (
 )
 from airflow_tune_restore.cli.recipe import app as recipe_app
 from airflow_tune_restore.cli.signals import EXIT_SIGNAL, sigterm_as_ctrl_c
+from airflow_tune_restore.cli.trainables import RunOptions, TrainableOptions
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
     LeaseHeldError,
@@ -113,15 +113,22 @@ def plan(
     experiment: ExperimentUri,
     *,
     options: PlanOptions,
+    which: TrainableOptions,
     list_all: ListAll = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a restore of EXPERIMENT would do, and what would refuse it. Writes nothing."""
+    """Show what a restore of EXPERIMENT would do, and what would refuse it. Writes nothing.
+
+    The flags of a recipe count if --trainable or --recipes is given. Nothing that it names is imported.
+    """
     store = open_experiment(experiment)
     made, refusals = preview_restore(
         store,
         PrepareOptions(
-            choices=options.choices(), only=options.narrowing(), stale_after=options.stale_after
+            choices=options.choices(),
+            only=options.narrowing(),
+            stale_after=options.stale_after,
+            recipes=which.parse() if which.are_given else None,
         ),
     )
     output.print_plan(made, refusals, list_all=list_all, as_json=as_json)
@@ -156,7 +163,6 @@ def restore(
     from airflow_tune_restore.cli.lease import refuse_without_terminal
     from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import RestoreOptions, restore_experiment
-    from airflow_tune_restore.cli.trainables import parse_trainables
     from airflow_tune_restore.restore.recipe import Recipe
     from airflow_tune_restore.restore.summary import CommitSummary
 
@@ -171,7 +177,7 @@ def restore(
             can_start=run.param_space is not None,
             can_search=run.search_alg is not None,
             name_option=flag_of,
-            recipes=parse_trainables(run.trainable or (), run.recipes or ()),
+            recipes=run.parse(),
         ),
         run=run,
         address=where.runner_address,

@@ -302,33 +302,6 @@ def refuse_two_choices(given: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
-    """The code that runners run, and how many runners run at the same time."""
-
-    trainable: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME=]MODULE:ATTR|FILE",
-            help="The trainable, or a name registered with Tune. With NAME= only for experiments of the "
-            "trainable that was recorded as NAME, or for a glob on the experiment's path. Or a .toml or "
-            ".json file with all that. Can be repeated.",
-        ),
-    ] = None
-    recipes: RecipePatterns = None
-    param_space: ParamSpace = None
-    search_alg: SearchAlg = None
-    imports: Imports = None
-    check_timeout: CheckTimeout = DEFAULT_CHECK_TIMEOUT
-    parallel: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="How many trials run at the same time. The pod of a whole-experiment run fits them.",
-        ),
-    ] = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseOptions:
     """How a restore takes the lease of another one that did not release it."""
 

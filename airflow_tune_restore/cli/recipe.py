@@ -229,7 +229,7 @@ def _read(store: ObjectStore, modules: Sequence[str] = (ALL_MODULES,)) -> Recipe
 def _describe_written(store: ObjectStore) -> str:
     """Return the recipe that an experiment has, in one line."""
     try:
-        return printable(read_recipe(store).to_json().decode(), 1000)
+        return printable(" ".join(read_recipe(store).to_json().decode().split()), 1000)
     except InvalidInputError as error:
         return str(error)
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from airflow_tune_restore.cli.lease import ask_user, name_command, show_waits
-from airflow_tune_restore.cli.options import RunOptions
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.cli.runs import TrialRuns
+from airflow_tune_restore.cli.trainables import RunOptions
 from airflow_tune_restore.exceptions import LeaseLostError
 from airflow_tune_restore.launch.base import ChecksTrainable, Launcher
 from airflow_tune_restore.protocol import lease

@@ -1,12 +1,23 @@
-"""Joins the values of `--trainable` into one mapping, as `trainable=` of a DAG takes it."""
+"""The trainables of an experiment in the shell: `--trainable` and `--recipes`, joined to recipes."""
 
 import json
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from airflow_tune_restore.cli.options import (
+    CheckTimeout,
+    Imports,
+    ParamSpace,
+    RecipePatterns,
+    SearchAlg,
+)
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
 from airflow_tune_restore.restore.recipes import FOR_ALL, Recipes, parse_modules
 
 _FILES = (".toml", ".json")
@@ -16,6 +27,48 @@ NOTHING_GIVEN = (
     "own .tune_restore/recipe.json, --recipes with a pattern of the modules that it may name, such as "
     "--recipes 'team_a.*'."
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainableOptions:
+    """What restores the experiment."""
+
+    trainable: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]MODULE:ATTR|FILE",
+            help="The trainable, or a name registered with Tune. With NAME= only for experiments of the "
+            "trainable that was recorded as NAME, or for a glob on the experiment's path. Or a .toml or "
+            ".json file with all that. Can be repeated.",
+        ),
+    ] = None
+    recipes: RecipePatterns = None
+
+    @property
+    def are_given(self) -> bool:
+        """Whether at least one of them is given."""
+        return bool(self.trainable or self.recipes)
+
+    def parse(self) -> Recipes:
+        """Return the recipes that they give; raises as `parse_trainables`."""
+        return parse_trainables(self.trainable or (), self.recipes or ())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions(TrainableOptions):
+    """The code that runners run, and how many runners run at the same time."""
+
+    param_space: ParamSpace = None
+    search_alg: SearchAlg = None
+    imports: Imports = None
+    check_timeout: CheckTimeout = DEFAULT_CHECK_TIMEOUT
+    parallel: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="How many trials run at the same time. The pod of a whole-experiment run fits them.",
+        ),
+    ] = 1
 
 
 def parse_trainables(given: Iterable[str], patterns: Collection[str]) -> Recipes:
@@ -51,7 +104,7 @@ def parse_trainables(given: Iterable[str], patterns: Collection[str]) -> Recipes
             joined[key] = value
     if not (joined or modules):
         raise InvalidInputError(NOTHING_GIVEN)
-    return Recipes.parse(joined, recipes=modules)
+    return Recipes.parse(joined or None, recipes=modules)
 
 
 def parse_patterns(patterns: Collection[str]) -> tuple[str, ...]:

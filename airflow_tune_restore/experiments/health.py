@@ -63,7 +63,8 @@ class ExperimentReport:
         last_write: Newest write by the store's clock (UTC); None if unknown.
         samples_left: Samples not drawn; None if unknown, or if it was not checked because trials are
             unfinished anyway and the experiment lives.
-        was_restored: Whether a restore was ever started on it; always False if it has no trials.
+        was_restored: Whether a restore may have been started on it: it has the package's own directory.
+            Always False if it has no trials.
         abandoned: Epoch of the lease of a restore that died on it; None if none did.
     """
 

@@ -1,8 +1,9 @@
 """Checks the literal arguments of operators when a DAG is parsed. `arguments` parses all in the task."""
 
+import json
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from airflow_tune_restore import arguments
@@ -30,8 +31,8 @@ def check_literals(values: Mapping[str, Any], template_fields: Iterable[str]) ->
     for name, value in values.items():
         is_keyed = name == "trainable" and isinstance(value, Mapping)
         if name in _CODE:
-            for code in _codes(value) if is_keyed else [value]:
-                _refuse_objects(name, code)
+            for label, code in _codes(value) if is_keyed else [(name, value)]:
+                _refuse_objects(label, code)
         if name not in _PARSERS:
             continue
         if is_keyed:  # a template in one entry must not hide what is wrong with another
@@ -79,10 +80,14 @@ def _refuse_objects(name: str, value: Any) -> None:
     )
 
 
-def _codes(recipes: Mapping[str, Any]) -> list[Any]:
-    """Return the code in all recipes of a mapping."""
-    records = (item if isinstance(item, Mapping) else {"": item} for item in recipes.values())
-    return [record[key] for record in records for key in ("", *_CODE) if key in record]
+def _codes(recipes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the code in all recipes of a mapping, each with what its user calls it."""
+    for key, item in recipes.items():
+        place = f"trainable[{json.dumps(str(key))}]"
+        if isinstance(item, Mapping):
+            yield from ((f'{place}["{name}"]', item[name]) for name in _CODE if name in item)
+        else:
+            yield place, item
 
 
 def _parse_trainable(name: str, value: Any) -> None:

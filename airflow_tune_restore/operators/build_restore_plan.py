@@ -230,7 +230,10 @@ class BuildRestorePlanOperator(RecipeOperator):
         prepared = self._prepare_all(context, hook, batch, options)
         has_evidence = self._refuse_misfits(hook, batch, prepared)
         prepared = take_what_fits(batch, batch.undecided(prepared), max_trials)
-        by_name = batch.places.keys() - has_evidence if batch.spans_directories else set()
+        by_name = set[str]()
+        if batch.spans_directories:
+            named = {text for text, each in prepared.items() if each.options.go_by_name}
+            by_name = named - has_evidence
         to_start: dict[str, PreparedRestore] = {}
         for text, restore in prepared.items():
             if restore.plan.only_continues_search and not restore.nothing_to_do:

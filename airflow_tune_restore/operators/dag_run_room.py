@@ -55,9 +55,14 @@ def take_what_fits(
         del taken[text]
         skipped[text] = _NO_BYTES
     for text, why in skipped.items():
-        trials = len(prepared[text].plan.to_run)
-        has = f"{counted(trials, 'trial')} to run, and " if trials else ""
-        batch.wait(text, f"waits for the next DAG run: {has}{why}", trials=trials)
+        plan = prepared[text].plan
+        has = f"{counted(len(plan.to_run), 'trial')} to run, and " if plan.to_run else ""
+        if _only_runs_again(plan):  # a row of DAG runs would never end
+            batch.leave_alone(text, f"this DAG run has no room for its finished trials: {has}{why}")
+        else:
+            batch.wait(
+                text, f"waits for the next DAG run: {has}{why}", trials=len(plan.left_to_run)
+            )
     return taken
 
 
@@ -133,10 +138,23 @@ def _beyond_outcomes(taken: dict[str, PreparedRestore]) -> list[str]:
     return [text for text in list(taken)[max(count, 1) :] if not taken[text].is_started]
 
 
-def _by_age(prepared: dict[str, PreparedRestore]) -> Callable[[str], tuple[datetime, str]]:
-    """Return the order of addresses: the longest dead first; before them those of unknown age."""
+def _by_age(prepared: dict[str, PreparedRestore]) -> Callable[[str], tuple[bool, datetime, str]]:
+    """Return the order of addresses: the longest dead first; before them those of unknown age.
+
+    Those that only run finished trials again come last.
+    """
     unknown = datetime.min.replace(tzinfo=UTC)
-    return lambda text: (prepared[text].last_write or unknown, text)
+
+    def order(text: str) -> tuple[bool, datetime, str]:
+        each = prepared[text]
+        return _only_runs_again(each.plan), each.last_write or unknown, text
+
+    return order
+
+
+def _only_runs_again(plan: RestorePlan) -> bool:
+    """Whether all trials to run have finished before: the next restore would choose them again."""
+    return bool(plan.to_run) and not plan.left_to_run
 
 
 def _search_bytes(address: str, plan: RestorePlan) -> int:

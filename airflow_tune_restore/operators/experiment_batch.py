@@ -214,10 +214,13 @@ class ExperimentBatch:
 
     def _decide(self, address: str, outcome: Outcome, reason: str = "", **more: Any) -> None:
         self._may_pass.discard(address)
+        place = self.places[address]
+        # wherever it is shown, the experiment is named before it
+        said = place.named_in(reason).removeprefix(f"{place}: ")
         self._outcomes[address] = OutcomeXCom(
-            experiment=str(self.places[address]),
+            experiment=str(place),
             outcome=outcome,
-            reason=printable(self.places[address].named_in(reason), NOTE_LENGTH),
+            reason=printable(said, NOTE_LENGTH),
             **more,
         )
 

@@ -18,6 +18,9 @@ from airflow_tune_restore.operators.totals import Totals
 from airflow_tune_restore.operators.xcom import resolve_xcom
 from airflow_tune_restore.version_compat import AirflowSkipException
 
+MOST_REPEATS = 1000
+"""DAG runs that start each other: something is wrong if there are more."""
+
 _CONF_LENGTH = 2000
 """Characters of a conf that the command in the log has."""
 
@@ -82,6 +85,9 @@ class RepeatRunOperator(CheckedOperator):
             self._skip("No further DAG run is started: nothing waits for it.")
         waits = totals.describe_waiting()
         row = Repetition.of_run(dag_run.run_id, dag_run.run_after)
+        if row.number >= MOST_REPEATS:
+            why = f"{MOST_REPEATS} were started one after the other"
+            self._skip(_describe_stop(waits, why, dag_run))
         end = end_of_window(row.origin, dag.timezone, until, max_duration)
         if end is not None and datetime.now(UTC) >= end:
             over = f"the time for it was over at {end:%Y-%m-%d %H:%M:%S} UTC"

@@ -204,7 +204,10 @@ def _times(entries: list[Entry], kind: str) -> dict[int, datetime]:
 
 
 def was_restored(root: list[Entry]) -> bool:
-    """Whether an experiment was ever restored, by the listing of its root."""
+    """Whether an experiment may have been restored, by the listing of its root.
+
+    Without the package's own directory it was not. A recipe makes that directory, too.
+    """
     return any(entry.is_dir and entry.name == layout.ROOT for entry in root)
 
 

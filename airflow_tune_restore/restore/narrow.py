@@ -1,5 +1,6 @@
 """Experiment + `only` -> the trials that a restore takes, as if the user had named them (`trials`)."""
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -7,16 +8,19 @@ from airflow_tune_restore.exceptions import (
     CannotBeFollowedError,
     KeyNotFoundError,
     LinkRefusedError,
+    RecordUnreadableError,
     TooLargeError,
 )
 from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.trial import Trial, TrialStatus
+from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.failures import Cause, Failure, classify
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeType
 from airflow_tune_restore.restore.history import History
 from airflow_tune_restore.restore.ledger import Ledger
 from airflow_tune_restore.restore.only import Only
+from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.restore.planner import choices_for, why_one_run
 from airflow_tune_restore.storage.base import ObjectStore, as_time
 from airflow_tune_restore.storage.in_flight import for_each
@@ -59,9 +63,16 @@ def narrow(
     """
     if why_not := only.why_not(experiment.uri, prefix):
         return Narrowed(choices, why_not, takes_none=True)
+    known = {trial.trial_id for trial in experiment.trials}
+    if restarted := _restarted(store, set(choices.trials) - known):
+        still = tuple(name for name in choices.trials if name not in restarted)
+        choices = replace(choices, trials=still)
+        if not still:
+            return Narrowed(
+                choices, "all chosen trials have started over under new ids", takes_none=True
+            )
     if not only.narrows:
         return Narrowed(choices)
-    known = {trial.trial_id for trial in experiment.trials}
     missing = [name for name in only.trial if name not in known]
     experiment.check_has(choices.trials)
     if len(missing) == len(only.trial):
@@ -80,6 +91,19 @@ def narrow(
         )
     note = f"only: it has no trial {', '.join(missing)}" if missing else ""
     return Narrowed(replace(choices, trials=taken), note)
+
+
+def _restarted(store: ObjectStore, missing: set[str]) -> set[str]:
+    """Return which of the trials that are missing have started over under new ids.
+
+    A restore in parts names them again in its later parts.
+    """
+    found: set[str] = set()
+    for restore_id in lease.earlier_restores(store, "") if missing else ():
+        with suppress(KeyNotFoundError, RecordUnreadableError):
+            trials = read_plan(store, restore_id).trials
+            found |= {trial.trial_id for trial in trials if trial.new_trial_id}
+    return missing & found
 
 
 def _taken(store: ObjectStore, trials: list[Trial], ledger: Ledger, only: Only) -> tuple[str, ...]:

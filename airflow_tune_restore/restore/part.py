@@ -2,7 +2,7 @@
 
 Trials that do not depend on each other are restored in parts: a part is a restore of chosen trials, so
 the rows of the others stay byte for byte, and the search is left to the restore that takes the last ones.
-A whole-experiment run is never divided: if there is no room for a task of each trial, one more task
+A whole-experiment run is never divided: without room for a task of each trial, one more task
 follows the last ones.
 """
 
@@ -35,16 +35,16 @@ def _take_part(plan: RestorePlan, most: int) -> RestorePlan:
     """Return the plan of the first trials alone.
 
     Those with the fewest failures that count come first, in Ray's order: trials that fail again and again
-    do not keep the others out.
+    do not keep the others out. Nor do trials that have finished before, which come last.
     """
     failures = plan.failures or {}
 
-    def count_failures(trial: TrialPlan) -> int:
+    def order(trial: TrialPlan) -> tuple[bool, int]:
         history = failures.get(trial.trial_id)
-        return len(history.failures) if history is not None else 0
+        return plan.runs_again(trial), len(history.failures) if history is not None else 0
 
     to_run = plan.to_run
-    taken = {trial.trial_id for trial in sorted(to_run, key=count_failures)[:most]}
+    taken = {trial.trial_id for trial in sorted(to_run, key=order)[:most]}
     share = f"this one takes {most} of {counted(len(to_run), 'trial')}"
 
     def keep(trial: TrialPlan) -> TrialPlan:
@@ -60,5 +60,5 @@ def _take_part(plan: RestorePlan, most: int) -> RestorePlan:
             plan.choices, trials=tuple(t.trial_id for t in to_run if t.trial_id in taken)
         ),
         failures={key: value for key, value in failures.items() if key in taken},
-        waiting=len(to_run) - len(taken),
+        waiting=sum(trial.trial_id not in taken for trial in plan.left_to_run),
     )

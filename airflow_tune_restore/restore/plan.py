@@ -133,7 +133,8 @@ class RestorePlan:
         is_part: Whether it is the part of a plan with one trial alone.
         own_tasks: How many of the trials to run have a task of their own, in a whole-experiment run with
             more trials than a DAG run maps: the first ones. None: all.
-        waiting: How many trials that the flags choose wait for a later restore (`restore.part`).
+        waiting: How many trials that the flags choose wait for a later restore (`restore.part`), without
+            those that have finished before.
     """
 
     restore_id: str
@@ -196,6 +197,15 @@ class RestorePlan:
     def to_run(self) -> tuple[TrialPlan, ...]:
         """The trials that are resumed or restarted."""
         return tuple(trial for trial in self.trials if trial.runs)
+
+    def runs_again(self, trial: TrialPlan) -> bool:
+        """Whether a trial to run has finished before. Then it is chosen by every restore, for ever."""
+        return self.choices.flags.keeps_terminated_rows and trial.status is TrialStatus.TERMINATED
+
+    @property
+    def left_to_run(self) -> tuple[TrialPlan, ...]:
+        """The trials to run that have not finished before."""
+        return tuple(trial for trial in self.to_run if not self.runs_again(trial))
 
     @property
     def with_tasks(self) -> tuple[TrialPlan, ...]:

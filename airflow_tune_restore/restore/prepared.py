@@ -50,6 +50,13 @@ class PrepareOptions:
     recipe: Recipe | None = None
     most_tasks: int | None = None
 
+    @property
+    def go_by_name(self) -> bool:
+        """Whether the trainable was chosen by its name alone."""
+        if self.recipes is None or self.recipe is None:
+            return True
+        return self.recipes.goes_by_name(self.recipe)
+
     def for_trainable(self, store: ObjectStore, name: str) -> "PrepareOptions":
         """Return the options for the experiment at the store's root, made with this trainable.
 

@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
@@ -28,7 +29,6 @@ ALL_MODULES = "*"
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1000, pattern=r"\S")]
 _Kind = Literal["skip", "resume", "restart"]
 _NAMES_CODE = ("trainable", "param_space", "search_alg")
-_FLAGS = ("resume_unfinished", "resume_errored", "restart_errored", "resume_cut_short")
 _CHOICES = (
     "strategy",
     "fresh_budget",
@@ -51,7 +51,7 @@ _NOT_CODE = ("python", "image", "env", "runtime_env")
 class ResumeConfig(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-    """What is done with trials by their status, as `resume_config` of `BuildRestorePlanOperator`."""
+    """Chooses for trials by their status, as `resume_config` of `BuildRestorePlanOperator`."""
 
     finished: _Kind | None = None
     unfinished: _Kind | None = None
@@ -62,7 +62,7 @@ class ResumeConfig(
 class Recipe(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-    """What restores the experiments of one trainable. A field that is not given leaves the DAG's value.
+    """Names what restores the experiments of one trainable. A field without a value leaves the DAG's.
 
     Args:
         schema: Version of this format.
@@ -123,8 +123,12 @@ class Recipe(
                 f"a {type(value).__name__} is neither a trainable as text nor "
                 "a mapping with the key 'trainable'"
             )
+        for name in fields.keys() - set(cls.__struct_fields__):
+            raise InvalidInputError(_refuse_field(str(name), cls.__struct_fields__))
         # a template renders to text: a flag to "True", and a Variable that is not set to "" or "None"
         given = {name: item for name, item in fields.items() if item not in (None, "", "None")}
+        if "trainable" not in given:
+            raise InvalidInputError("it names no trainable")
         try:
             return msgspec.convert(given, cls, strict=False)
         except (msgspec.ValidationError, ValueError, TypeError, RecursionError) as error:
@@ -242,6 +246,12 @@ class Recipe(
                 "its runtime_env has excludes, which decide which files of the DAG's working_dir are "
                 "sent to the cluster"
             )
+
+
+def _refuse_field(name: str, known: Sequence[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+    return f"a recipe has no field {printable(repr(name))} ({hint})"
 
 
 def _resume_or_skip(is_on: bool) -> ResumeType:  # noqa: FBT001

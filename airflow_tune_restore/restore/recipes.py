@@ -71,6 +71,10 @@ class Recipes:
         keyed = (trainable or {}).items()
         parsed = {str(key): _parse_entry(str(key), value) for key, value in keyed}
         others = [parsed[key] for key in FOR_ALL if key in parsed]
+        if len(others) > 1:
+            raise InvalidInputError(
+                'Two trainables are given for all experiments: "*" and "**". Keep one of them.'
+            )
         return cls(
             by_path={k: v for k, v in parsed.items() if path_glob.is_glob(k) and k not in FOR_ALL},
             by_name={k: v for k, v in parsed.items() if not path_glob.is_glob(k)},
@@ -83,6 +87,10 @@ class Recipes:
     def is_for_all(self) -> bool:
         """Whether one recipe restores all experiments."""
         return not (self.by_path or self.by_name or self.modules)
+
+    def goes_by_name(self, chosen: Recipe) -> bool:
+        """Whether a chosen recipe fits by the name of a trainable, not by a place or the sweep's word."""
+        return any(chosen is each for each in (self.others, *self.by_name.values()))
 
     def choose(self, store: ObjectStore, trainable_name: str) -> Recipe:
         """Return the recipe of the experiment at the store's root.
@@ -163,14 +171,13 @@ def parse_modules(recipes: Any) -> tuple[str, ...]:
     """
     if isinstance(recipes, bool):
         return (ALL_MODULES,) if recipes else ()
-    patterns = [recipes] if isinstance(recipes, str) else recipes
-    is_list = isinstance(patterns, list | tuple)
-    if not is_list or not all(isinstance(p, str) and p.strip() for p in patterns):
+    is_list = isinstance(recipes, list | tuple)
+    if not is_list or not all(isinstance(p, str) and p.strip() for p in recipes):
         raise InvalidInputError(
             f"recipes={recipes!r} is neither True nor False nor a list of patterns of modules such as "
             "['team_a.*']."
         )
-    return tuple(pattern.strip() for pattern in patterns)
+    return tuple(pattern.strip() for pattern in recipes)
 
 
 def _parse_entry(key: str, value: Any) -> Recipe:

@@ -26,6 +26,14 @@ TEAMS = ROOT / "tests" / "airflow" / "dags" / "nightly_of_teams.py"
 TEMPLATE = ROOT / "docs" / "kubernetes" / "pod-template.yaml"
 
 
+def allow_recipes(dag: Path) -> None:
+    """Let a copied DAG restore sweeps by recipes of their own."""
+    code = dag.read_text()
+    line = '        trainable="{{ params.trainable }}",\n'
+    assert code.count(line) == 1
+    dag.write_text(code.replace(line, f"{line}        recipes=True,\n"))
+
+
 @pytest.fixture(scope="session")
 def database() -> None:
     """The database of this process's own Airflow, for `dag.test()`."""
@@ -65,6 +73,7 @@ def dags(gates: Gates, tmp_path_factory: pytest.TempPathFactory) -> Path:
         TUNE_RESTORE_LAUNCHER="kubernetes",
         TUNE_RESTORE_POD_TEMPLATE=str(TEMPLATE),
     )
+    allow_recipes(directory / "nightly_in_pods.py")
     code = copy_trainables(tmp_path_factory.mktemp("code"))
     (directory / TEAMS.name).write_text(
         TEAMS.read_text().replace("the code of all teams", str(code))

@@ -2,7 +2,8 @@
 
 The cluster is emulated, its pods really train. It has room for two at a time, evicts one, answers 500
 for a while, and the triggerer that follows them is killed. The end equals that of `Tuner.restore` on a
-copy. The store's keys are known to a Secret of the cluster and to Airflow's connection alone.
+copy. The store's keys are known to a Secret of the cluster and to Airflow's connection alone. The sweep's
+own recipe names the image, the only one that the cluster can pull.
 """
 
 import base64
@@ -21,6 +22,7 @@ from tests.support.kubernetes.server import cluster
 DAG = "nightly_in_pods"  # dags/nightly_recovery.py with TUNE_RESTORE_LAUNCHER=kubernetes
 TRIAL = "restore.trial"
 NAME = "in_pods"
+IMAGE = "registry/team:1"
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,8 @@ def api(running, seaweed, dags, tmp_path_factory):
         keys = {n: base64.b64encode(value.encode()).decode() for n, value in seaweed.env.items()}
         api.secrets[NAMESPACE, "tune-restore-storage"] = keys
         api.kubelet.slots, api.kubelet.delay_seconds = 2, 2
+        (variables,) = api.kubelet.images.values()
+        api.kubelet.images = {IMAGE: variables}
         config = api.kubeconfig(tmp_path_factory.mktemp("kube") / "config.json")
         kubernetes = {"conn_type": "kubernetes", "extra": {"kube_config_path": config}}
         running.connect("kubernetes_default", kubernetes)
@@ -41,7 +45,11 @@ def test_a_night_in_pods_ends_as_tuner_restore(
     running, api, seaweed, canaries, gates, by_hand, tmp_path
 ):
     place = f"night_in_pods/{NAME}"
-    ours = seaweed.upload(copy_sweep("killed", tmp_path / NAME), place)
+    sweep = copy_sweep("killed", tmp_path / NAME)
+    (sweep / ".tune_restore").mkdir()
+    recipe = {"schema": 1, "trainable": "example_sweep:train", "image": IMAGE}
+    (sweep / ".tune_restore" / "recipe.json").write_text(json.dumps(recipe))
+    ours = seaweed.upload(sweep, place)
     gates.close(NAME)
     prefix = f"s3://seaweed@{seaweed.bucket}/night_in_pods"
     run_id = running.trigger(DAG, {"prefix": prefix, "stale_after": 0})
@@ -60,6 +68,7 @@ def test_a_night_in_pods_ends_as_tuner_restore(
     # one pod a trial, and one more for the one that was evicted
     trials = [pod["metadata"]["annotations"]["tune-restore/trial"] for pod in api.created]
     assert (len(set(trials)), len(trials)) == (3, 4)
+    assert {pod["spec"]["containers"][0]["image"] for pod in api.created} == {IMAGE}
     assert api.pod_names() == []
     evicted = next(p for p in api.created if p["metadata"]["name"] == victim)["metadata"]
     trial_id = evicted["annotations"]["tune-restore/trial"]

@@ -121,7 +121,8 @@ def test_one_dag_restores_the_sweeps_of_three_teams_and_names_the_unknown_one(
     reason += '"counting": "package.module:attribute", to trainable={…}'
     plan = running.task_log(OF_TEAMS, of_teams.run_id, "restore.plan")
     assert f"{unknown} is not restored: {reason}" in plan
-    assert "by the name of the trainable alone" in plan
+    # a glob names a place, and the recipe of a sweep that sweep
+    assert f"below a prefix with several directories: {prefix}/team_b/asha_class. If" in plan
     table = running.task_log(OF_TEAMS, of_teams.run_id, "restore.commit")
     assert f"{unknown} no trainable - {reason}" in " ".join(table.split())
     uris = [f"{seaweed.url}/{OF_TEAMS}/{team}/{kind}" for team, kind in TEAMS.items()]

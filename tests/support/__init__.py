@@ -6,6 +6,7 @@ records.py     what runners leave behind, written without Ray; finished_runs.py,
 ray/           the Ray that stays up, restores by real runners, clusters, what Ray makes of it all
 kubernetes/    an API server and its node, emulated; the pods really run
 storage/       servers, the suite every store passes, a proxy with faults, and one that counts
+commands.py    the commands of the shell, and the one that a line calls
 waiting.py     waiting for what will come
 rest.py        calls of REST APIs that may be busy
 """

@@ -22,8 +22,8 @@ from typing import Any
 from unittest import mock
 
 from airflow_tune_restore.cli import restore as shell
-from airflow_tune_restore.cli.options import RunOptions
 from airflow_tune_restore.cli.progress import Progress
+from airflow_tune_restore.cli.trainables import RunOptions
 from airflow_tune_restore.launch.base import RunState
 from airflow_tune_restore.launch.check_output import CheckOutput
 from airflow_tune_restore.launch.local import LocalLauncher

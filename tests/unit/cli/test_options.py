@@ -16,9 +16,7 @@ from airflow_tune_restore.restore.flags import ResumeType
 from airflow_tune_restore.restore.only import Only, Threshold
 
 COMMANDS = typer.main.get_command(app).commands
-RESTORE_ONLY = {
-    *("trainable", "recipes", "param_space", "search_alg", "imports", "check_timeout", "parallel")
-}
+RESTORE_ONLY = {"param_space", "search_alg", "imports", "check_timeout", "parallel"}
 LEASE = {"break_lease", "yes"}
 WHERE = {"on", "address", "runtime_env_json", "working_dir", "image", "namespace", "pod_template"}
 

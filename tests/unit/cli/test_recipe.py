@@ -139,6 +139,18 @@ def test_an_experiment_without_a_trainable_is_refused_with_the_line_to_add(
     assert not (experiment / layout.ROOT).exists()
 
 
+def test_a_plan_shows_what_the_flags_of_a_recipe_choose(tune_restore, experiment, store):
+    def action(*options):
+        _, out, _ = tune_restore("plan", experiment, *options, "--json")
+        (trial,) = json.loads(out)["trials"]
+        return trial["action"]
+
+    give(store, trainable="m:train", resume_errored=True)
+    assert action() == "keep"
+    assert action("--recipes", "m") == "resume"
+    assert action("--trainable", "other:train") == "keep"
+
+
 def test_without_trainable_and_recipes_nothing_is_read(restore):
     code, _, err = restore()
     assert code == 2
@@ -297,7 +309,7 @@ def test_a_recipe_is_overwritten_only_if_that_is_wanted(tune_restore, experiment
         (("--env", "MODE"), "--env MODE is not NAME=VALUE"),
         (("--env", "=1"), "--env =1 is not NAME=VALUE"),
         (("--strategy", "sideways"), "sideways"),
-        (("--param-space", " "), "cannot be the name of anything"),
+        (("--param-space", " "), "param_space"),
         (("--errored", "skip", "--resume-errored"), "two choices for the same trials"),
         (("--env", f"BIG={'x' * 70_000}"), "it has more than 65536 bytes"),
     ],

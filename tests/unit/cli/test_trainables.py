@@ -175,7 +175,7 @@ def test_an_empty_pattern_is_refused():
         (
             "a.toml",
             "[a]\npython = 'x'",
-            'trainable["a"]: Object missing required field `trainable`',
+            'trainable["a"]: it names no trainable',
         ),
         ("a.toml", "[a]\ntrainable = 'm:a'\nparamspace = 'x'", 'trainable["a"]: '),
         ("a.toml", "[a]\ntrainable = 2026-01-01", 'trainable["a"]: '),

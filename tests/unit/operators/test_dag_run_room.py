@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from airflow_tune_restore.operators.experiment_batch import ExperimentBatch
 from airflow_tune_restore.operators.outcome_list import OutcomeList
 from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.choices import PlanChoices, Strategy
+from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.restore.prepared import PreparedRestore
 from airflow_tune_restore.storage.memory import MemoryStore
@@ -255,3 +257,25 @@ def test_a_plan_task_whose_experiments_wait_is_skipped_if_none_could_be_started(
     batch.refuse("/x/1", StateChangedError("/x/1", "a", "b"))
     with pytest.raises(AirflowSkipException, match="waits for the next DAG run"):
         batch.stop_without_work(has_tries=True)
+
+
+def test_finished_trials_that_run_again_come_last_and_do_not_wait():
+    """They would be chosen by every DAG run, and a row of DAG runs that start each other never end."""
+    again, failed = make(8, age=9), make(8, age=1)
+    flags = ResumeFlags.parse({"errored": "resume", "finished": "resume"})
+    plan = replace(
+        again.plan,
+        choices=PlanChoices(flags=flags),
+        trials=tuple(
+            msgspec.structs.replace(trial, status=TrialStatus.TERMINATED)
+            for trial in again.plan.trials
+        ),
+    )
+    texts = ["/x/again", "/x/failed", "/x/more"]
+    batch = ExperimentBatch(map(Address, texts))
+    restores = [replace(again, plan=plan), failed, make(2, age=0)]
+    taken = take_what_fits(batch, dict(zip(texts, restores, strict=True)))
+    assert list(taken) == ["/x/failed", "/x/more"]
+    (item,) = OutcomeList.resolve(batch.to_xcom(), make_context()).items
+    assert (item.experiment, item.outcome, item.waiting) == ("/x/again", "left_alone", 0)
+    assert "no room for its finished trials: 8 trials to run" in item.reason

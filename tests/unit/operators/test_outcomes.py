@@ -308,7 +308,7 @@ def test_experiments_of_different_directories_are_named_if_only_the_name_fits(tm
     assert "docs/trainable.md" in log
     _, _, summary = run(CommitRestoreOperator(task_id="commit", outcomes=pushed["outcomes"]))
     assert [line["by_name"] for line in summary["experiments"]] == [True, True]
-    assert capfd.readouterr().out.count("taken by the name of its trainable alone") == 2
+    assert capfd.readouterr().out.count("taken by the name of its trainable") == 2
 
 
 def test_those_with_evidence_of_their_module_are_not_named(tmp_path, launcher):

@@ -104,6 +104,20 @@ def test_an_unknown_experiment_is_left_alone_and_the_others_are_restored(make, l
     assert not (experiments[2] / layout.ROOT).exists()
 
 
+@pytest.mark.parametrize("launcher_name", ["local", "ray"])
+def test_an_experiment_that_a_glob_or_its_own_recipe_names_is_not_taken_by_name_alone(
+    make, launcher, launcher_name
+):
+    rows = [make_row("t", status="ERROR", trainable_name="other")]
+    own = {"trainable": "team_d.x:t"}
+    experiments = [make("a/a1"), make("b/b1", rows=rows), make("d/d1", own)]
+    keyed = {"a*": "m:t", "other": "m:t"}
+    operator = plan(experiments, trainable=keyed, recipes=True, launcher=launcher_name)
+    _, _, pushed = run(operator)
+    by_name = {name: each["by_name"] for name, each in outcomes_of(pushed).items()}
+    assert by_name == {"a1": False, "b1": True, "d1": False}
+
+
 def test_an_unknown_experiment_fails_the_run_if_it_shall(make, launcher):
     state, items, pushed = run(plan([make("a1"), make("c1")], trainable=KEYED, on_unknown="fail"))
     assert (state, [item["label"] for item in items]) == (SUCCESS, ["a1 t"])
@@ -357,21 +371,25 @@ def train(config):
     """Stand in for a trainable that was given as it is."""
 
 
-HERE = f"trainable='{__name__}:train'"
+HERE = rf"trainable\[\"train\"\]='{__name__}:train'"
+HERE_IN_RECORD = rf"trainable\[\"train\"\]\[\"trainable\"\]='{__name__}:train'"
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({"trainable": {"train": train}}, HERE),
-        ({"trainable": {"train": {"trainable": train}}}, HERE),
-        ({"trainable": {"x": "{{ params.x }}", "train": {"trainable": train}}}, HERE),
+        ({"trainable": {"train": {"trainable": train}}}, HERE_IN_RECORD),
+        ({"trainable": {"x": "{{ params.x }}", "train": {"trainable": train}}}, HERE_IN_RECORD),
         (
             {"trainable": {"train": {"trainable": "m:t", "param_space": {"lr": 1}}}},
             "object of dict",
         ),
-        ({"trainable": {"train": {"trainable": "m:t", "pyton": "p"}}}, "unknown field `pyton`"),
-        ({"trainable": {"x": "{{ params.x }}", "train": {}}}, "required field `trainable`"),
+        (
+            {"trainable": {"train": {"trainable": "m:t", "pyton": "p"}}},
+            "no field 'pyton' .did you mean 'python'",
+        ),
+        ({"trainable": {"x": "{{ params.x }}", "train": {}}}, "it names no trainable"),
         ({"trainable": {"train": None}}, "a NoneType is neither"),
         ({"trainable": {}}, "names no trainable"),
         ({"trainable": {"{{ params.x }}": "m:t"}}, "does not render a template in a key"),

@@ -119,6 +119,13 @@ def test_no_run_is_started_without_need_or_without_progress(line, given, found, 
 
 
 @pytest.mark.usefixtures("clock")
+def test_a_row_of_dag_runs_has_an_end(line):
+    with pytest.raises(AirflowSkipException, match="1000 were started one after the other"):
+        repeat(run_id="tune_restore_repeat__2026-11-30T21:00:00Z__1000")
+    assert line.sent == []
+
+
+@pytest.mark.usefixtures("clock")
 def test_a_drawn_sample_is_progress(line):
     assert repeat(totals(finished=0), found=[{}, {"trials_run": 2}])["run_id"] == FIRST
 

@@ -64,7 +64,7 @@ def test_the_plan_goes_on_with_the_others(pair, monkeypatch, function, error, ca
     bad, good = pushed["outcomes"]
     assert (good["experiment"], good["outcome"]) == (str(pair[1]), "restored")
     assert (bad["outcome"], bad["restore_id"]) == ("refused", None)
-    assert bad["reason"].startswith(f"{pair[0]}: unexpected error: {type(error).__name__}")
+    assert bad["reason"].startswith(f"unexpected error: {type(error).__name__}")
     assert caplog.records[-1].exc_info[1] is error  # the traceback is in the log
     with pytest.raises(
         AirflowFailException, match=r"Not restored, and a person is needed: 1 experiment\..*/bad: "

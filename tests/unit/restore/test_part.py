@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from airflow_tune_restore.exceptions import UnknownTrialError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.planned import read_planned
 from airflow_tune_restore.protocol.request import TrialAction
@@ -34,7 +35,7 @@ def make(failed=12, *, more=(), **runner):
 
 
 def prepare(store, restore_id, most=5, **choices):
-    choices = PlanChoices(flags=RESUME, **choices)
+    choices = PlanChoices(**{"flags": RESUME, **choices})
     return plan_restore(store, restore_id, PrepareOptions(choices=choices, most_tasks=most))
 
 
@@ -133,6 +134,26 @@ def test_a_part_of_chosen_trials_takes_chosen_trials_only():
     assert "not among the chosen trials" in plan.trial("t05").reason
 
 
+def test_chosen_trials_that_start_over_are_named_again_by_the_next_part():
+    """With `repeat`, the next DAG run has the same `trials`, and its experiment other ids."""
+    store = make()
+    flags = ResumeFlags.from_flags(restart_errored=True)
+    chosen = {"trials": ("t00", "t01", "t02"), "flags": flags}
+    parts = []
+    for restore_id in ("r1", "r2"):
+        plan = start_plan(prepare(store, restore_id, 2, **chosen), holder="test")
+        parts.append(ids(plan.to_run))
+        for trial in plan.to_run:
+            leave_attempt(store, plan, trial.trial_id, result="failed")
+        commit_restore(store, restore_id)
+    assert parts == [["t02", "t01"], ["t00"]]
+    last = prepare(store, "r3", 2, **chosen).plan
+    assert not last.changes_trials
+    assert "all chosen trials have started over under new ids" in last.warnings
+    with pytest.raises(UnknownTrialError, match="'t99'"):
+        prepare(store, "r3", 2, **{**chosen, "trials": ("t00", "t99")})
+
+
 def test_a_plan_that_is_made_again_is_the_same_part():
     store = make()
     prepared = prepare(store, "r1")
@@ -159,3 +180,31 @@ def test_the_samples_to_draw_share_the_task_of_the_rest(most, own):
     plan = prepare(make(), "r1", most, strategy="whole_experiment").plan
     assert plan.continues_search
     assert (plan.own_tasks, plan.task_count) == (own, most)
+
+
+def test_trials_that_finished_before_come_last_and_do_not_wait():
+    """Each restore would choose them again: those with the newest results are those that ran just now."""
+    finished = [make_row(f"f{number}", last_result_time=99.0 + number) for number in range(4)]
+    store = make(3, more=finished)
+    flags = ResumeFlags.parse({"errored": "resume", "finished": "resume"})
+    choices = PlanChoices(flags=flags)
+    first, second = (
+        plan_restore(store, "r", PrepareOptions(choices=choices, most_tasks=most)).plan
+        for most in (2, 5)
+    )
+    assert (ids(first.to_run), first.waiting) == (["t02", "t01"], 1)
+    assert (set(ids(second.to_run)), second.waiting) == ({"t00", "t01", "t02", "f3", "f2"}, 0)
+
+
+def test_trials_that_fail_fast_cut_short_wait_like_others():
+    rows = [
+        make_row("bad", status="ERROR", error=True, last_result={"training_iteration": 1}),
+        *(make_row(f"cut{n}", last_result={"training_iteration": 1}) for n in range(3)),
+    ]
+    live = [f"cut{n}" for n in range(3)]
+    store = MemoryStore()
+    state = make_state(rows, total_samples=4, live=live, _fail_fast=True, _has_errored=True)
+    store.put(STATE_NAME, state)
+    choices = PlanChoices(flags=ResumeFlags.from_flags(resume_cut_short=True))
+    plan = plan_restore(store, "r", PrepareOptions(choices=choices, most_tasks=1)).plan
+    assert (len(plan.to_run), plan.waiting) == (1, 2)

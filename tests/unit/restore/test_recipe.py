@@ -70,9 +70,12 @@ def test_text_is_a_trainable():
         (5, "a int is neither a trainable as text nor a mapping"),
         (None, "a NoneType is neither"),
         (["m:train"], "a list is neither"),
-        ("", "required field `trainable`"),
-        ({}, "required field `trainable`"),
-        ({"trainable": "m:t", "resume_erored": True}, "unknown field `resume_erored`"),
+        ("", "it names no trainable"),
+        ({}, "it names no trainable"),
+        (
+            {"trainable": "m:t", "resume_erored": True},
+            "no field .resume_erored. .did you mean .resume_errored",
+        ),
         ({"trainable": "m:t", "resume_errored": "maybe"}, r"`bool \| null`.*\$\.resume_errored"),
         ({"trainable": "m:t", "imports": "team_a"}, r"array.*\$\.imports"),
         ({"trainable": "m:t", "schema": 2}, r"\$\.schema"),
@@ -87,7 +90,7 @@ def test_text_is_a_trainable():
         ({"trainable": "x" * 1001}, "length <= 1000"),
         ({"trainable": "m:t", "strategy": "all"}, r"\$\.strategy"),
         ({"trainable": "m:t", "resume_config": {"error": "skip"}}, "unknown field `error`"),
-        ({1: 2}, "`str`|Object"),
+        ({1: 2}, "no field '1' .it has schema, "),
     ],
 )
 def test_what_is_not_a_recipe_is_refused_with_its_field(value, words):

@@ -202,13 +202,18 @@ def test_the_line_to_add_fits_one_experiment_alone():
     [
         (5, "neither text nor a mapping"),
         ({}, "names no trainable"),
+        ({"*": "m:t", "**": "m:u"}, "Two trainables are given for all"),
         ({"": "m:t"}, "names no experiment"),
         ({" ": "m:t"}, "names no experiment"),
         ({"/": "m:t"}, "holds no pattern"),
         ({"s3://conn@b/**": "m:t"}, "without a connection"),
         ({"{{ params.team }}/**": "m:t"}, "does not render a template in a key"),
         ({"train": 5}, r'trainable\["train"\]: a int is neither'),
-        ({"train": {"trainable": "m:t", "pyton": "x"}}, r'trainable\["train"\]: .*`pyton`'),
+        (
+            {"train": {"trainable": "m:t", "pyton": "x"}},
+            r'trainable\["train"\]: .* no field .pyton. .did you mean .python',
+        ),
+        ({"train": {"trainable": "m:t", "zzz": "x"}}, "no field 'zzz' .it has schema, trainable, "),
         ("m:\0", r'trainable\["\*"\]: .*no name can have'),
     ],
 )
@@ -225,13 +230,13 @@ def test_without_a_trainable_nothing_is_restored(store, trainable):
 
 @pytest.mark.parametrize(
     ("value", "modules"),
-    [(True, (ALL_MODULES,)), (False, ()), ([], ()), (["a.*", " b "], ("a.*", "b")), ("a", ("a",))],
+    [(True, (ALL_MODULES,)), (False, ()), ([], ()), (["a.*", " b "], ("a.*", "b"))],
 )
 def test_what_recipes_allows(value, modules):
     assert parse_modules(value) == modules
 
 
-@pytest.mark.parametrize("value", [None, 1, "", [""], [5], {"a": 1}, {"a"}])
+@pytest.mark.parametrize("value", [None, 1, "", "a.*", "True", [""], [5], {"a": 1}, {"a"}])
 def test_other_values_of_recipes_are_refused(value):
     with pytest.raises(InvalidInputError, match="neither True nor False nor a list of patterns"):
         parse_modules(value)
@@ -305,6 +310,19 @@ def test_the_recipe_of_the_sweep_decides_the_plan(sweep):
     write(sweep, {"trainable": "n:t", "resume_errored": True})
     with pytest.raises(UnknownTrainableError, match="the module n, which is not one of those"):
         prepare_restore(sweep, "r1", options(None, recipes=["m"]))
+
+
+@pytest.mark.parametrize(
+    ("trainable", "recipes", "reads"),
+    [("m:t", False, 0), ({NAME: "m:t"}, True, 0), ("m:t", True, 1), (None, ["m"], 1)],
+)
+def test_a_plan_reads_the_recipe_of_the_sweep_once_or_never(sweep, trainable, recipes, reads):
+    store = CountingStore.new(Clock())
+    for entry in sweep.walk():
+        store.put(entry.name, sweep.get(entry.name))
+    write(store, {"trainable": "m:t"})
+    prepare_restore(store, "r1", options(trainable, recipes=recipes))
+    assert store.got[layout.RECIPE] == reads
 
 
 def test_a_plan_that_is_made_again_has_the_same_choices(sweep):

@@ -2,7 +2,6 @@
 
 import json
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 
 import pytest
 
@@ -319,7 +318,7 @@ def test_ctrl_c_right_after_the_plan_stops_no_later_undo(store):
 
     prepared = prepare_restore(store, "r2", OPTIONS)
     store.after("create", "r2/plan.json", stop)
-    shell = _Restore(store, None, SimpleNamespace(prepare=OPTIONS), None)
+    shell = _Restore(store, None, None, 1, None)
     with pytest.raises(KeyboardInterrupt):
         shell.carry_out(prepared)
     for restore_id in ("r3", "r4"):
