@@ -37,7 +37,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -62,6 +62,9 @@ OF_EXPERIMENTS = ("plan", "commit")
 REST_SECONDS = 33.0
 """Longer than `protocol.kept_lease.REST_SECONDS`."""
 
+MAX_XCOM_BYTES, MAX_LOG_LINES = 256 * 1024, 10_000
+"""The promised bounds of each XCom but the mapped list, and of the log of each task."""
+
 TRIALS_EACH, EVERY = 10, 2
 NOTHING = "-"
 XCOMS = (("plan", "return_value"), ("plan", "outcomes"),
@@ -70,11 +73,15 @@ XCOMS = (("plan", "return_value"), ("plan", "outcomes"),
 
 @dataclass(frozen=True)
 class Figure:
-    """The cost of one step: seconds of wall and processor time (None if it took too long), and MiB."""
+    """The cost of one step: seconds of wall and processor time (None if it took too long), and MiB.
+
+    `lines` is how many lines it printed: those of its log.
+    """
 
     wall: float | None
     cpu: float | None
     peak: float
+    lines: int = 0
 
 
 class Size(NamedTuple):
@@ -107,7 +114,11 @@ class Run:
     def take(self, chosen: Sequence[str], *, through_proxy: bool) -> None:
         """Take the chosen steps, and those that they need. `task` always goes through the proxy."""
         needed = [step for step in STEPS if step in chosen or any(step in STEPS[c] for c in chosen)]
-        with s3_server() as server, CountingProxy(server.endpoint) as proxy, _scratch() as scratch:
+        with (
+            s3_server() as server,
+            CountingProxy(server.endpoint) as proxy,
+            scratch_directory() as scratch,
+        ):
             direct, counted = server.env, {**server.env, "AWS_ENDPOINT_URL": proxy.endpoint}
             self._take(f"make:{self.size.trials}:{self.size.every}", scratch, direct)
             for step in needed:
@@ -134,37 +145,59 @@ class Run:
 
     def _take(self, step: str, scratch: Path, server: dict[str, str]) -> Figure:
         """Run a step in a new process."""
-        python = [sys.executable]
-        command = [*python, str(ROOT / "benchmarks/scale_steps.py"), step, str(scratch)]
-        command += self.addresses
-        is_shell = step in ("shell", "json")
+        is_shell, is_measured = step in ("shell", "json"), step in STEPS
         if is_shell:
-            command = [*python, "-m", "airflow_tune_restore.cli.app", "plan", self.addresses[0]]
+            command = ["-m", "airflow_tune_restore.cli.app", "plan", self.addresses[0]]
             command += ["--resume-errored", *(["--json"] if step == "json" else [])]
-        env = {**os.environ, **server, "SCALE_PACKAGE": self._package, "PYTHONPATH": self._package}
-        env.pop("PYTHONDONTWRITEBYTECODE", None)  # all start from compiled modules
-        is_measured = step in STEPS
-        began = time.monotonic()
-        with tempfile.TemporaryFile() as said:
-            child = subprocess.Popen(command, stdout=said, stderr=said, env=env, cwd=scratch)
-            timer = threading.Timer(self._timeout if is_measured else 3600, child.kill)
-            timer.start()
-            _, status, usage = os.wait4(child.pid, 0)
-            wall, peak = time.monotonic() - began, usage.ru_maxrss / 1024
-            is_late = timer.finished.is_set()
-            timer.cancel()
-            if is_late and is_measured:
-                return Figure(None, None, peak)
-            if status:
-                said.seek(0)
-                sys.exit(f"{step} failed: {said.read()[-3000:].decode(errors='replace')}")
-        if is_shell or not is_measured:
-            return Figure(wall, usage.ru_utime + usage.ru_stime, peak)
-        return Figure(**json.loads((scratch / "figures.json").read_text()), peak=peak)
+        else:
+            command = [str(ROOT / "benchmarks/scale_steps.py"), step, str(scratch)]
+            command += self.addresses
+        timeout = self._timeout if is_measured else 3600
+        figure = run_python(command, scratch, server, package=self._package, timeout=timeout)
+        if figure.wall is None and not is_measured:
+            sys.exit(f"{step} took longer than {timeout} s.")
+        return figure
+
+
+def run_python(
+    command: Sequence[str],
+    scratch: Path,
+    server: Mapping[str, str],
+    *,
+    package: str = str(ROOT),
+    timeout: float = 3600,
+) -> Figure:
+    """Run a step in a new process. Its seconds are those that it measures, else those of the process."""
+    env = {**os.environ, **server, "SCALE_PACKAGE": package, "PYTHONPATH": package}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # all start from compiled modules
+    inside = scratch / "figures.json"
+    inside.unlink(missing_ok=True)
+    began = time.monotonic()
+    with tempfile.TemporaryFile() as said:
+        child = subprocess.Popen(
+            [sys.executable, *command], stdout=said, stderr=said, env=env, cwd=scratch
+        )
+        timer = threading.Timer(timeout, child.kill)
+        timer.start()
+        _, status, usage = os.wait4(child.pid, 0)
+        wall, peak = time.monotonic() - began, usage.ru_maxrss / 1024
+        is_late = timer.finished.is_set()
+        timer.cancel()
+        if is_late:
+            return Figure(None, None, peak)
+        said.seek(0)
+        printed = said.read()
+    if status:
+        sys.exit(f"{' '.join(command)[:200]} failed: {printed[-3000:].decode(errors='replace')}")
+    seconds = {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime}
+    if inside.exists():
+        seconds = json.loads(inside.read_text())
+    return Figure(**seconds, peak=peak, lines=printed.count(b"\n"))
 
 
 @contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
+def scratch_directory() -> Iterator[Path]:
+    """Make a directory for one size, and delete it."""
     with tempfile.TemporaryDirectory() as directory:
         yield Path(directory)
 

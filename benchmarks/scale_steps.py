@@ -29,8 +29,6 @@ from tests.support.airflow import home as airflow_home  # noqa: E402, F401  impo
 from benchmarks.plan_10000 import GOLDEN, make_experiment  # noqa: E402
 from tests.support.finished_runs import finished_runs  # noqa: E402
 
-os.environ["AIRFLOW__CORE__MAX_MAP_LENGTH"] = "1000000"
-
 STATE = next(GOLDEN.glob("experiment_state-*.json")).name
 _UPLOADS = 32
 
@@ -56,9 +54,9 @@ def make(addresses: list[str], trials: int, every: int) -> None:
 def leave_runs(directory: Path) -> None:
     """Write what the runners of all resumed trials leave when their trials finish."""
     items = trials_of(json.loads((directory / "plan.json").read_text()))
-    client = _client()
+    client = open_bucket()
     for address, of_one in groupby(items, lambda item: item["experiment"]):
-        state = bytes(client.get(_key(f"{address}/{STATE}")).bytes())
+        state = bytes(client.get(key_of(f"{address}/{STATE}")).bytes())
         _upload(
             (f"{address}/{key}", body)
             for run in finished_runs(state, list(of_one))
@@ -77,12 +75,18 @@ def measure(directory: Path, step: str, addresses: list[str]) -> None:
         "commit": lambda: steps.run_commit(plan["outcomes"]),
         "undo": lambda: steps.run_undo(addresses[0]),
     }[step]
+    pushed = write_figures(directory, step, take)
+    check(step, pushed, len(addresses))
+
+
+def write_figures(directory: Path, step: str, take: Callable[[], Any]) -> Any:
+    """Take a step; write its seconds, and what it pushed. Return the latter."""
     wall, cpu = time.perf_counter(), time.process_time()
     pushed = take()
     figures = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    check(step, pushed, len(addresses))
     (directory / f"{step}.json").write_text(json.dumps(pushed))
     (directory / "figures.json").write_text(json.dumps(figures))
+    return pushed
 
 
 def trials_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
@@ -105,7 +109,8 @@ def check(step: str, pushed: dict[str, Any], experiments: int) -> None:
         assert {line["outcome"] for line in pushed["experiments"]} == {"restored"}
 
 
-def _client() -> Any:
+def open_bucket() -> Any:
+    """Return a client of the bucket, as its maker has it: none of the package's."""
     from obstore.store import S3Store
 
     return S3Store(
@@ -117,17 +122,19 @@ def _client() -> Any:
 
 
 def _upload(files: Iterable[tuple[str, bytes]]) -> None:
-    client = _client()
+    client = open_bucket()
     with ThreadPoolExecutor(_UPLOADS) as threads:
-        list(threads.map(lambda file: client.put(_key(file[0]), file[1]), files))
+        list(threads.map(lambda file: client.put(key_of(file[0]), file[1]), files))
 
 
-def _key(address: str) -> str:
+def key_of(address: str) -> str:
+    """Return the key of an address in the bucket."""
     return address.removeprefix("s3://experiments/")
 
 
 def main() -> None:
     """Take the step that the arguments name."""
+    os.environ["AIRFLOW__CORE__MAX_MAP_LENGTH"] = "1000000"
     step, directory, *addresses = sys.argv[1:]
     match step.split(":"):
         case ["make", trials, every]:

@@ -152,6 +152,15 @@ class AttemptOperator(MapIndexLabelOperator):
         self._attempt: LocalAttempt | RayJobTask | None = None
         self.check_literals(vars(self))
 
+    def pre_execute(self, context: Context) -> None:
+        """Drop the link of a task without a Ray job, also of one that fails at once or is skipped.
+
+        Airflow keeps an XCom of each link, also of an empty one.
+        """
+        super().pre_execute(context)
+        if self.launcher != LauncherName.RAY:
+            self.operator_extra_links = ()
+
     @abstractmethod
     def open_task(self, restore_id: str) -> AttemptTask:
         """Open the experiment and read the plan of a restore that has been started."""
@@ -212,8 +221,6 @@ class AttemptOperator(MapIndexLabelOperator):
             TaskDeferred: If the attempt is a Ray job that the triggerer waits for.
             RunnerDiedError: If the runner exited without an outcome.
         """
-        if self.launcher != LauncherName.RAY:
-            self.operator_extra_links = ()  # Airflow keeps an XCom of each link, also of an empty one
         attempt = (
             RayJobTask(self, task)
             if self.launcher == LauncherName.RAY

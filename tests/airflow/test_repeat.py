@@ -4,8 +4,6 @@ The runners are recorded: they leave what a trial leaves. All else is Airflow's 
 database, in which a trial leaves nothing but its mapped task.
 """
 
-import contextlib
-import sqlite3
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.storage.fs import open_store
+from tests.support.airflow.database import OF_AIRFLOW, rows_of_task
 from tests.support.airflow.standalone import Airflow
 from tests.support.experiments.built import make_experiment, make_row
 
@@ -43,8 +42,6 @@ with DAG("{DAG_ID}", schedule=None, max_active_runs=1):
     )
 '''
 ROUNDS = 3
-OF_AIRFLOW = {"task_instance", "rendered_task_instance_fields", "log"}
-"""Tables in which Airflow itself has rows for each task that was mapped; the log is its audit log."""
 
 
 @pytest.fixture(scope="module")
@@ -112,32 +109,13 @@ def test_what_waits_is_returned_and_logged(running, runs):
 
 @pytest.mark.usefixtures("runs")
 def test_a_trial_leaves_nothing_in_the_database_but_its_task(running):
-    found = rows_of_trials(running.home / "airflow.db")
+    found = rows_of_task(running.home / "airflow.db", DAG_ID, "restore.trial")
     assert found["task_instance"] == 12
     assert set(found) <= OF_AIRFLOW
 
 
-def rows_of_trials(database: Path) -> dict[str, int]:
-    """Return how many rows each table of Airflow has about the tasks of trials of the DAG."""
-    found = {}
-    with contextlib.closing(sqlite3.connect(database, timeout=60)) as db:
-        tables = [
-            name for (name,) in db.execute("select name from sqlite_master where type='table'")
-        ]
-        for table in tables:
-            columns = {row[1] for row in db.execute(f"pragma table_info({table})")}  # noqa: S608
-            if {"task_id", "dag_id"} <= columns:
-                query = f"select count(*) from {table} where dag_id = ? and task_id = ?"  # noqa: S608
-                (count,) = db.execute(query, (DAG_ID, "restore.trial")).fetchone()
-            elif columns & {"ti_id", "task_instance_id"}:
-                (key,) = columns & {"ti_id", "task_instance_id"}
-                query = (
-                    f"select count(*) from {table} join task_instance on {key} = task_instance.id "  # noqa: S608
-                    "where task_instance.dag_id = ? and task_instance.task_id = ?"
-                )
-                (count,) = db.execute(query, (DAG_ID, "restore.trial")).fetchone()
-            else:
-                continue
-            if count:
-                found[table] = count
-    return found
+@pytest.mark.usefixtures("runs")
+def test_an_experiment_without_a_search_leaves_nothing_but_the_task_that_was_skipped(running):
+    found = rows_of_task(running.home / "airflow.db", DAG_ID, "restore.continue_search")
+    assert found["task_instance"] == ROUNDS
+    assert set(found) <= OF_AIRFLOW

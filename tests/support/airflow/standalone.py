@@ -114,8 +114,11 @@ class Airflow:
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Return the task instances of a run, mapped ones one by one."""
-        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances?limit=1000"
-        return self.call("GET", path)["task_instances"]
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances?order_by=id&offset="
+        found: list[dict[str, Any]] = []
+        while page := self.call("GET", f"{path}{len(found)}")["task_instances"]:
+            found += page
+        return found
 
     def states(self, dag_id: str, run_id: str) -> dict[str, list[str]]:
         """Return the states of a run's tasks, one for each task that was mapped."""

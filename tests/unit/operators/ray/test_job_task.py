@@ -10,6 +10,7 @@ from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.links.ray_job import RayJobLink
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
+from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.operators.retry_policy import FIRST_WAIT, TRIAL_RETRY_POLICY
 from airflow_tune_restore.protocol import layout, lease
@@ -271,6 +272,16 @@ def test_a_connection_that_cannot_be_used_is_not_retried(item, jobs):
 
 def test_the_link_is_among_the_operators():
     assert [type(link) for link in RestoreTrialOperator.operator_extra_links] == [RayJobLink]
+
+
+@pytest.mark.parametrize(("where", "links"), [("local", []), ("ray", [RayJobLink])])
+@pytest.mark.parametrize("cls", [RestoreTrialOperator, ContinueSearchOperator])
+def test_a_task_without_a_ray_job_has_no_link_from_its_start(cls, where, links):
+    """Airflow would keep an XCom of it, also if the task is skipped."""
+    subject = {"trial": {}} if cls is RestoreTrialOperator else {"experiment": "/x"}
+    operator = cls(task_id="t", trainable="a:b", launcher=where, **subject)
+    operator.pre_execute(make_context())
+    assert [type(link) for link in operator.operator_extra_links] == links
 
 
 @pytest.mark.parametrize(("where", "link"), [("local", ""), ("ray", "http://head:8265/#/jobs/x")])
