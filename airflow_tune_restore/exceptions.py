@@ -73,13 +73,13 @@ class UnknownTrainableError(InvalidInputError):
 
     def __str__(self) -> str:
         key = self.key or self.name or self.experiment
-        problem = f"; {self.problem}" if self.problem else ""
         line = f'{json.dumps(key, ensure_ascii=False)}: "package.module:attribute",'
         option = f"--trainable {quote(f'{key}=package.module:attribute')}"
-        return (
-            f"{self.experiment}: no trainable is given for {self.name or 'it'}{problem}. Add the line "
-            f"{line} to trainable={{…}} (in the shell: {option})."
-        )
+        add = f"add the line {line} to trainable={{…}} (in the shell: {option})"
+        if self.problem:
+            allow = "Correct it, or allow in recipes= (--recipes) what it names. Or without it:"
+            return f"{self.experiment}: {self.problem}. {allow} {add}."
+        return f"{self.experiment}: no trainable is given for {self.name or 'it'}. A{add[1:]}."
 
 
 class KeyNotFoundError(_ObjectError):

@@ -31,7 +31,7 @@ NOTHING_GIVEN = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainableOptions:
-    """What restores the experiment."""
+    """Options that name what restores the experiment."""
 
     trainable: Annotated[
         list[str] | None,

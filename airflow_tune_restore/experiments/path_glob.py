@@ -60,6 +60,11 @@ def check_pattern(name: str, pattern: str) -> None:
     Raises:
         InvalidInputError: If it is empty, or names a connection. `name` is the argument it was given in.
     """
+    if pattern.startswith(("./", "../")) or (pattern.endswith("/") and pattern.strip("/ ")):
+        raise InvalidInputError(
+            f"{name}={pattern!r} matches no path. Begin it with a name or a glob, such as 'team_a/**', "
+            "and end it without a slash."
+        )
     if not pattern.strip("/ "):
         raise InvalidInputError(f"{name}={pattern!r} holds no pattern.")
     if "@" in Location.parse(pattern).authority:

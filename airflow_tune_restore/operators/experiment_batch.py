@@ -184,8 +184,9 @@ class ExperimentBatch:
             more = f" and {len(by_name) - _SHOWN} more" if len(by_name) > _SHOWN else ""
             log.warning(
                 "Taken by the name of the trainable alone, below a prefix with several directories: "
-                "%s%s. If another team uses the same name, its experiments now train with this code. %s "
-                "explains what is compared, and how to keep them apart.",
+                "%s%s. If another team uses the same name, its experiments now train with this code. A "
+                "key by place in trainable, such as 'team_a/**', keeps them apart. %s explains what is "
+                "compared.",
                 *(", ".join(by_name[:_SHOWN]), more, PREFIXES_PAGE),
             )
 

@@ -17,6 +17,7 @@ from airflow_tune_restore.hooks.dag_runs import has_ended, start_dag_run
 from airflow_tune_restore.operators.repeat_window import Repetition, end_of_window
 from airflow_tune_restore.operators.totals import Totals
 from airflow_tune_restore.operators.xcom import resolve_xcom
+from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.version_compat import AirflowSkipException
 
 MOST_REPEATS = 1000
@@ -29,9 +30,10 @@ _CONF_LENGTH = 2000
 class RepeatRunOperator(CheckedOperator):
     """Starts the next run of its own DAG, with the same conf, if experiments or trials wait.
 
-    It starts none if no trial that ran has finished and no sample was drawn: the next DAG run would end
-    in the same way. Nor does it start one after the end of the window. Then it is skipped, and its log
-    has what waits, the reason, and the command that starts a DAG run by hand. What runs is left to end.
+    It starts none if no trial that ran has finished and no sample was drawn: a cluster or a store may be
+    broken, and each further DAG run would use up the attempts of other trials. Nor does it start one
+    after the end of the window. Then it is skipped, and its log has what waits, the reason, and the
+    command that starts a DAG run by hand. What runs is left to end.
 
     The id of the next DAG run has the time of the first one (`run_after`) and a number, so that a retry
     of this task starts no second one. In a DAG run that was cleared, it goes on behind those that have
@@ -92,7 +94,10 @@ class RepeatRunOperator(CheckedOperator):
             over = f"the time for it was over at {end:%Y-%m-%d %H:%M:%S} UTC"
             self._skip(_describe_stop(waits, over, dag_run))
         if not (totals.trials_finished or self._has_drawn(context)):
-            why = "no trial that ran has finished, so the next DAG run would end in the same way"
+            why = (
+                f"none of {counted(totals.trials_run, 'trial')} that ran has finished. One that is "
+                "started by hand takes others first"
+            )
             self._skip(_describe_stop(waits, why, dag_run))
         run_id, how = _start_next(row, dag_run)
         if not run_id:

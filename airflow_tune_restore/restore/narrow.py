@@ -1,5 +1,6 @@
 """Experiment + `only` -> the trials that a restore takes, as if the user had named them (`trials`)."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
@@ -12,9 +13,10 @@ from airflow_tune_restore.exceptions import (
     TooLargeError,
 )
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.trial import Trial, TrialStatus
+from airflow_tune_restore.experiments.trial import UNFINISHED, Trial, TrialStatus
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.failures import Cause, Failure, classify
+from airflow_tune_restore.protocol.printable import share
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeType
 from airflow_tune_restore.restore.history import History
@@ -83,14 +85,25 @@ def narrow(
     if not taken:
         return Narrowed(choices, f"no trial that would run matches {only}", takes_none=True)
     if why := why_one_run(experiment, choices):
+        if len(taken) == len(to_run) == _count_changing(experiment, chosen):
+            return Narrowed(choices)  # nothing is left out
         return Narrowed(
             choices,
-            f"{only} cannot take some of its trials, because one run restores them all ({why}); "
+            f"{only} matches {share(len(taken), len(to_run), 'trial')} to run, and one run restores "
+            f"all or none of them ({why}); "
             "strategy='per_trial' (--strategy per_trial) restores them without the others",
             takes_none=True,
         )
     note = f"only: it has no trial {', '.join(missing)}" if missing else ""
     return Narrowed(replace(choices, trials=taken), note)
+
+
+def _count_changing(experiment: Experiment, chosen: Mapping[str, ResumeType]) -> int:
+    """Return how many trials a restore changes: those that it runs, and those that become TERMINATED."""
+    return sum(
+        chosen.get(trial.trial_id, _SKIP) is not _SKIP or trial.status in UNFINISHED
+        for trial in experiment.trials
+    )
 
 
 def _restarted(store: ObjectStore, missing: set[str]) -> set[str]:

@@ -123,8 +123,7 @@ class Recipe(
                 f"a {type(value).__name__} is neither a trainable as text nor "
                 "a mapping with the key 'trainable'"
             )
-        for name in fields.keys() - set(cls.__struct_fields__):
-            raise InvalidInputError(_refuse_field(str(name), cls.__struct_fields__))
+        _refuse_unknown(fields, cls.__struct_fields__)
         # a template renders to text: a flag to "True", and a Variable that is not set to "" or "None"
         given = {name: item for name, item in fields.items() if item not in (None, "", "None")}
         if "trainable" not in given:
@@ -136,9 +135,17 @@ class Recipe(
 
     @classmethod
     def from_json(cls, body: bytes) -> "Recipe":
-        """Read the file of a sweep (ValueError or RecursionError if it is not valid)."""
-        recipe: Recipe = decode(body, cls)
-        return recipe
+        """Read the file of a sweep.
+
+        Raises:
+            ValueError: If it is not valid; or RecursionError or InvalidInputError.
+        """
+        fields: dict[str, Any] = decode(body, dict[str, Any])
+        _refuse_unknown(fields, cls.__struct_fields__)
+        try:
+            return msgspec.convert(fields, cls)
+        except msgspec.ValidationError as error:  # a ValueError only since msgspec 0.21
+            raise ValueError(str(error)) from error
 
     def to_json(self) -> bytes:
         """Return the file that a sweep would write."""
@@ -248,10 +255,13 @@ class Recipe(
             )
 
 
-def _refuse_field(name: str, known: Sequence[str]) -> str:
-    close = get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
-    return f"a recipe has no field {printable(repr(name))} ({hint})"
+def _refuse_unknown(fields: Iterable[Any], known: Sequence[str]) -> None:
+    for name in fields:
+        if name in known:
+            continue
+        close = get_close_matches(str(name)[:100], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+        raise InvalidInputError(f"a recipe has no field {printable(repr(str(name)))} ({hint})")
 
 
 def _resume_or_skip(is_on: bool) -> ResumeType:  # noqa: FBT001

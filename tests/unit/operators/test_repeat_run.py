@@ -125,9 +125,9 @@ def test_a_run_that_was_cleared_starts_one_behind_those_that_have_ended(line, st
     ("given", "found", "reason"),
     [
         (totals(waiting=0), None, "nothing waits for it"),
-        (totals(finished=0), None, "no trial that ran has finished"),
-        (totals(finished=0), [], "no trial that ran has finished"),
-        (totals(finished=0), [{"trials_run": 0}, "/x"], "no trial that ran has finished"),
+        (totals(finished=0), None, "none of 1 trial that ran has finished"),
+        (totals(finished=0), [], "none of 1 trial that ran has finished"),
+        (totals(finished=0), [{"trials_run": 0}, "/x"], "none of 1 trial that ran has finished"),
     ],
 )
 @pytest.mark.usefixtures("clock")
@@ -163,8 +163,9 @@ def test_the_log_has_all_that_the_person_on_call_needs(line, capfd):
         repeat(totals(finished=0, experiments=2), conf={"a b": "it's"})
     out = capfd.readouterr().out
     assert (
-        "3 trials wait for the next DAG run, in 2 experiments, and no further DAG run is started: no "
-        "trial that ran has finished, so the next DAG run would end in the same way. To start one: "
+        "3 trials wait for the next DAG run, in 2 experiments, and no further DAG run is started: "
+        "none of 1 trial that ran has finished. One that is started by hand takes others first. To "
+        "start one: "
         "airflow dags trigger nightly --conf "
     ) in out
 

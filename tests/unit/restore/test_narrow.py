@@ -230,13 +230,24 @@ def coupled(*only, **more):
 
 
 def test_a_coupled_experiment_is_left_alone_with_the_way_out():
-    given, store = coupled("status=ERROR")
+    all_run = ResumeFlags(errored=ResumeType.RESUME, finished=ResumeType.RESUME)
+    given, store = coupled("status=ERROR", flags=all_run)
     plan, _ = preview_restore(store, given)
     assert not plan.changes_trials
     (note,) = [warning for warning in plan.warnings if "only=" in warning]
-    assert "only=status=ERROR cannot take some of its trials, because one run restores them" in note
+    assert (
+        "only=status=ERROR matches 1 of 4 trials to run, and one run restores all or none" in note
+    )
     assert "strategy='per_trial' (--strategy per_trial)" in note
     assert isinstance(prepare_restore(store, "r1", given), str)
+
+
+def test_a_coupled_experiment_is_restored_as_usual_if_all_that_would_run_match():
+    given, store = coupled("status=ERROR")
+    plan = preview_restore(store, given)[0]
+    as_usual = preview_restore(store, replace(given, only=Only()))[0]
+    assert plan.changes_trials
+    assert (plan.trials, plan.choices) == (as_usual.trials, as_usual.choices)
 
 
 def test_globs_alone_restore_a_coupled_experiment_as_usual():
