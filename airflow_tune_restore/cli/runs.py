@@ -5,7 +5,6 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +73,7 @@ class TrialRuns:
         for unit in self._plan.units:
             units.put(unit)
         count = min(self._parallel, units.qsize())
-        workers: list[Future[None]] = []
+        workers: list[_Worker] = []
         try:
             for _ in range(count):  # one by one: Ctrl-C may come before the last
                 workers.append(_in_background(self._run_next, units))
@@ -139,7 +138,7 @@ class TrialRuns:
         died = record_death(self._store, self._plan, request, end.exit_code, last_lines)
         _log_error(request.trial_id, str(died))
 
-    def _stop_all(self, workers: "list[Future[None]]") -> None:
+    def _stop_all(self, workers: "list[_Worker]") -> None:
         """Stop all runs at the same time, and wait until they have saved their snapshots."""
         try:
             self._stopping.set()
@@ -190,23 +189,38 @@ def _name(unit: str) -> str:
     return "Whole-experiment run" if unit == layout.WHOLE_EXPERIMENT else f"Trial {unit}"
 
 
-def _in_background(work: Callable[..., None], *arguments: Any) -> "Future[None]":
-    """Run a function in a thread that does not keep the process alive: a user may not wait for it."""
-    future: Future[None] = Future()
+class _Worker(threading.Thread):
+    """Runs a function in a thread that does not keep the process alive: a user may not wait for it.
 
-    def run() -> None:
+    `join` is safe with Ctrl-C. A future is not: an exception between its lock and its release would leave
+    it locked, and the thread that ends would wait for it for ever.
+    """
+
+    def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
+        super().__init__(daemon=True)
+        self._work = work
+        self._arguments = arguments
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Keep the error for the thread that waits."""
         try:
-            work(*arguments)
+            self._work(*self._arguments)
         except BaseException as error:  # noqa: BLE001  raised by `_wait_for`
-            future.set_exception(error)
-        else:
-            future.set_result(None)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
+            self.error = error
 
 
-def _wait_for(futures: "Iterable[Future[None]]") -> None:
+def _in_background(work: Callable[..., None], *arguments: Any) -> _Worker:
+    worker = _Worker(work, *arguments)
+    worker.start()
+    return worker
+
+
+def _wait_for(workers: Iterable[_Worker]) -> None:
     """Wait until all have ended, then raise the first error."""
-    for future in wait(list(futures)).done:
-        future.result()
+    ended = list(workers)
+    for worker in ended:
+        worker.join()
+    for worker in ended:
+        if worker.error is not None:
+            raise worker.error
