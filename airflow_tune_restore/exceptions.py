@@ -72,14 +72,14 @@ class UnknownTrainableError(InvalidInputError):
     key: str = ""
 
     def __str__(self) -> str:
-        key = self.key or self.name or self.experiment
+        key, name = self.key or self.name or self.experiment, self.name or "it"
         line = f'{json.dumps(key, ensure_ascii=False)}: "package.module:attribute",'
         option = f"--trainable {quote(f'{key}=package.module:attribute')}"
-        add = f"add the line {line} to trainable={{…}} (in the shell: {option})"
+        add = f"dd the line {line} to trainable={{…}} (in the shell: {option})"
         if self.problem:
-            allow = "Correct it, or allow in recipes= (--recipes) what it names. Or without it:"
-            return f"{self.experiment}: {self.problem}. {allow} {add}."
-        return f"{self.experiment}: no trainable is given for {self.name or 'it'}. A{add[1:]}."
+            allow = f"Correct it, or allow in recipes= (--recipes) what it names. For {name} without it, "
+            return f"{self.experiment}: {self.problem}. {allow}a{add}."
+        return f"{self.experiment}: no trainable is given for {name}. A{add}."
 
 
 class KeyNotFoundError(_ObjectError):
