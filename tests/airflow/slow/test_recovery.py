@@ -184,7 +184,7 @@ def test_a_deferred_sensor_sees_a_failure_on_s3_through_a_connection(
     seaweed.upload(copy_sweep("errored", tmp_path / "sweep"), "waits/sweep")
     assert running.finish("waits", run_id) == "success", running.log_tail()
     log = running.task_log("waits", run_id, "restore.commit")
-    assert f"s3://{seaweed.bucket}/waits/sweep: 1 resumed trial finished" in log
+    assert f"s3://seaweed@{seaweed.bucket}/waits/sweep: 1 resumed trial finished" in log
     assert canary.leaks(canary.files(running.home), canaries.all) == []
 
 
