@@ -57,8 +57,8 @@ class CommitRestoreOperator(BaseOperator):
 
     The log ends with one table of all experiments that were found, and what became of each. The XCom
     `experiments` holds the same, and the XCom `totals` has the numbers: `experiments` by outcome,
-    `trials_run`, `trials_finished`, `waiting_experiments` and `waiting_trials`. The task is skipped only
-    if no experiment was found.
+    `trials_run`, `trials_finished`, `trials_advanced`, `waiting_experiments` and `waiting_trials`. The
+    task is skipped only if no experiment was found.
 
     Args:
         outcomes: `plan.output["outcomes"]` of a `BuildRestorePlanOperator`, or a list of

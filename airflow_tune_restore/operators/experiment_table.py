@@ -42,6 +42,7 @@ class ExperimentLine:
         outcome: One of `Outcome`, or of the other words in `operators.totals`.
         trials_run: Trials that were resumed, restarted or drawn.
         trials_finished: How many of them are TERMINATED now.
+        trials_advanced: How many of the others got further.
         by_name: As in `OutcomeXCom`.
         waiting_trials: Trials that wait for a later DAG run.
         reason: Why it was not restored, or what was done.
@@ -51,6 +52,7 @@ class ExperimentLine:
     outcome: str
     trials_run: int = 0
     trials_finished: int = 0
+    trials_advanced: int = 0
     by_name: bool = False
     waiting_trials: int = 0
     reason: str = ""
@@ -74,6 +76,7 @@ class ExperimentLine:
             outcome=TRIALS_FAILED if summary.failed else str(item.outcome),
             trials_run=len(summary.ran),
             trials_finished=len(summary.ran) - len(summary.failed),
+            trials_advanced=sum(change.has_advanced for change in summary.failed),
             by_name=item.by_name,
             waiting_trials=item.waiting,
             reason=summary.headline().removeprefix(f"{summary.experiment}: "),
@@ -132,6 +135,7 @@ class ExperimentTable:
             experiments=dict(counts),
             trials_run=sum(line.trials_run for line in self.lines),
             trials_finished=sum(line.trials_finished for line in self.lines),
+            trials_advanced=sum(line.trials_advanced for line in self.lines),
             waiting_experiments=counts[Outcome.WAITING] + parts,
             waiting_trials=sum(line.waiting_trials for line in self.lines) + self.unlisted_trials,
         )

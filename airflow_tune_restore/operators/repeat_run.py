@@ -30,10 +30,10 @@ _CONF_LENGTH = 2000
 class RepeatRunOperator(CheckedOperator):
     """Starts the next run of its own DAG, with the same conf, if experiments or trials wait.
 
-    It starts none if no trial that ran has finished and no sample was drawn: a cluster or a store may be
-    broken, and each further DAG run would use up the attempts of other trials. Nor does it start one
-    after the end of the window. Then it is skipped, and its log has what waits, the reason, and the
-    command that starts a DAG run by hand. What runs is left to end.
+    It starts none if no trial that ran has finished or got further, and no sample was drawn: a cluster
+    or a store may be broken, and each further DAG run would use up the attempts of other trials. Nor
+    does it start one after the end of the window. Then it is skipped, and its log has what waits, the
+    reason, and the command that starts a DAG run by hand. What runs is left to end.
 
     The id of the next DAG run has the time of the first one (`run_after`) and a number, so that a retry
     of this task starts no second one. In a DAG run that was cleared, it goes on behind those that have
@@ -93,10 +93,10 @@ class RepeatRunOperator(CheckedOperator):
         if end is not None and datetime.now(UTC) >= end:
             over = f"the time for it was over at {end:%Y-%m-%d %H:%M:%S} UTC"
             self._skip(_describe_stop(waits, over, dag_run))
-        if not (totals.trials_finished or self._has_drawn(context)):
+        if not (totals.shows_progress or self._has_drawn(context)):
             why = (
-                f"none of {counted(totals.trials_run, 'trial')} that ran has finished. One that is "
-                "started by hand takes others first"
+                f"none of {counted(totals.trials_run, 'trial')} that ran has finished or got further. "
+                "One that is started by hand takes others first"
             )
             self._skip(_describe_stop(waits, why, dag_run))
         run_id, how = _start_next(row, dag_run)

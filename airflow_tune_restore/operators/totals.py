@@ -41,6 +41,7 @@ class Totals:
         experiments: How many there are of each outcome, as in `ExperimentLine`.
         trials_run: Trials that were resumed, restarted or drawn.
         trials_finished: How many of them are TERMINATED now.
+        trials_advanced: How many of the others got further.
         waiting_experiments: Experiments that wait for a later DAG run, whole or in part.
         waiting_trials: Trials of these that wait.
     """
@@ -48,6 +49,7 @@ class Totals:
     experiments: Mapping[str, int] = field(default_factory=dict)
     trials_run: int = 0
     trials_finished: int = 0
+    trials_advanced: int = 0
     waiting_experiments: int = 0
     waiting_trials: int = 0
 
@@ -68,6 +70,11 @@ class Totals:
             raise InvalidInputError(
                 f"totals: {value!r} is not the XCom of a CommitRestoreOperator."
             ) from None
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether a trial that ran has finished, or got further."""
+        return bool(self.trials_finished or self.trials_advanced)
 
     def to_xcom(self) -> dict[str, Any]:
         """Return the XCom form."""

@@ -62,6 +62,11 @@ class TrialChange:
         return self.was_run and self.status_after is not TrialStatus.TERMINATED
 
     @property
+    def has_advanced(self) -> bool:
+        """Whether it was run and got further, and is not TERMINATED."""
+        return self.has_failed and self.iteration_after > self.iteration_before
+
+    @property
     def end(self) -> str:
         """How it ended, in a word that counts many of them."""
         if self.has_failed:

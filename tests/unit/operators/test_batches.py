@@ -76,6 +76,16 @@ def test_the_next_dag_run_finds_the_rest_at_once(tmp_path, status):
         plan(str(experiment), "run-9", max_trials=5)
 
 
+def test_trials_that_failed_again_are_counted_if_they_got_further(tmp_path):
+    items, outcomes = plan(str(make(tmp_path / "a", 4)), max_trials=2)
+    for item, iteration in zip(items, (0, 3), strict=True):
+        store = open_store(item["experiment"])
+        made = read_plan(store, item["restore_id"])
+        leave_attempt(store, made, item["trial_id"], result="failed", iteration=iteration)
+    numbers = commit(outcomes)[1]["totals"]
+    assert [numbers[f"trials_{word}"] for word in ("run", "finished", "advanced")] == [2, 0, 1]
+
+
 def test_what_waits_is_in_the_table_the_totals_and_the_last_line(tmp_path, capfd):
     experiments = [str(make(tmp_path / name, 4)) for name in ("a", "b", "c")]
     items, outcomes = plan(experiments, max_trials=6)
@@ -87,6 +97,7 @@ def test_what_waits_is_in_the_table_the_totals_and_the_last_line(tmp_path, capfd
         "experiments": {"restored": 2, "waiting": 1},
         "trials_run": 6,
         "trials_finished": 6,
+        "trials_advanced": 0,
         "waiting_experiments": 2,
         "waiting_trials": 6,
     }

@@ -57,6 +57,9 @@ def line(monkeypatch):
     return made
 
 
+NO_PROGRESS = "none of 1 trial that ran has finished or got further"
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """Return a function that sets the time."""
@@ -69,11 +72,12 @@ def clock(monkeypatch):
     return set_to
 
 
-def totals(*, waiting=3, experiments=1, finished=1, run=1):
+def totals(*, waiting=3, experiments=1, finished=1, advanced=0, run=1):
     return Totals(
         experiments={"waiting": experiments},
         trials_run=run,
         trials_finished=finished,
+        trials_advanced=advanced,
         waiting_experiments=experiments if waiting else 0,
         waiting_trials=waiting,
     ).to_xcom()
@@ -125,9 +129,13 @@ def test_a_run_that_was_cleared_starts_one_behind_those_that_have_ended(line, st
     ("given", "found", "reason"),
     [
         (totals(waiting=0), None, "nothing waits for it"),
-        (totals(finished=0), None, "none of 1 trial that ran has finished"),
-        (totals(finished=0), [], "none of 1 trial that ran has finished"),
-        (totals(finished=0), [{"trials_run": 0}, "/x"], "none of 1 trial that ran has finished"),
+        (totals(finished=0), None, "none of 1 trial that ran has finished or got further"),
+        (totals(finished=0), [], "none of 1 trial that ran has finished or got further"),
+        (
+            totals(finished=0),
+            [{"trials_run": 0}, "/x"],
+            "none of 1 trial that ran has finished or got further",
+        ),
     ],
 )
 @pytest.mark.usefixtures("clock")
@@ -142,6 +150,11 @@ def test_a_row_of_dag_runs_has_an_end(line):
     with pytest.raises(AirflowSkipException, match="1000 were started one after the other"):
         repeat(run_id="tune_restore_repeat__2026-11-30T21:00:00Z__1000")
     assert line.sent == []
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_trial_that_failed_again_but_got_further_is_progress(line):
+    assert repeat(totals(finished=0, advanced=1))["run_id"] == FIRST
 
 
 @pytest.mark.usefixtures("clock")
@@ -164,8 +177,8 @@ def test_the_log_has_all_that_the_person_on_call_needs(line, capfd):
     out = capfd.readouterr().out
     assert (
         "3 trials wait for the next DAG run, in 2 experiments, and no further DAG run is started: "
-        "none of 1 trial that ran has finished. One that is started by hand takes others first. To "
-        "start one: "
+        "none of 1 trial that ran has finished or got further. One that is started by hand takes "
+        "others first. To start one: "
         "airflow dags trigger nightly --conf "
     ) in out
 
