@@ -130,7 +130,7 @@ def write(
 ) -> None:
     """Write the recipe of EXPERIMENT: what restores it, where a DAG or --recipes allows that.
 
-    Whoever can write to the experiment can change its recipe. So it holds no secrets, and no file of
+    Everyone who can write to the experiment can change its recipe. So it holds no secrets, and no file of
     the machine that reads it.
     """
     store = open_experiment(experiment)

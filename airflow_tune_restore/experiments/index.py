@@ -51,6 +51,9 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     check: str
 
 
+_ROW, _SUMMARY = msgspec.json.Decoder(Row), msgspec.json.Decoder(StateSummary)
+
+
 class Index:
     """The rows of one prefix, by path. Threads may look up and remember at once.
 
@@ -75,7 +78,7 @@ class Index:
         if row is None or fingerprint is None or row.fingerprint != fingerprint:
             return None
         try:
-            summary = msgspec.json.decode(row.summary, type=StateSummary)
+            summary = _SUMMARY.decode(row.summary)
         except _DAMAGE:
             return None
         if not summary.is_sound:
@@ -136,7 +139,7 @@ def _read_rows(body: bytes) -> Iterator[Row]:
         if len(line) > MAX_ROW_BYTES:
             continue
         try:
-            row = msgspec.json.decode(line, type=Row)
+            row = _ROW.decode(line)
         except _DAMAGE:
             continue
         if row.check == _check(row.path, row.fingerprint, row.summary):

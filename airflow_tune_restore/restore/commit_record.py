@@ -38,6 +38,9 @@ class CommitRecord(msgspec.Struct, frozen=True):
     schema: Count = 1
 
 
+_RECORD = msgspec.json.Decoder(CommitRecord)
+
+
 def read_commit_record(store: ObjectStore, restore_id: str) -> CommitRecord | None:
     """Return the record of a commit; None if it has not begun."""
     try:
@@ -49,7 +52,7 @@ def read_commit_record(store: ObjectStore, restore_id: str) -> CommitRecord | No
 
 
 def _decode_record(body: bytes) -> CommitRecord:
-    record: CommitRecord = decode(body, CommitRecord)
+    record = decode(body, _RECORD)
     record = msgspec.structs.replace(record, undone_at=printable(record.undone_at))
     name = record.state_file
     if name and not (layout.is_committed_state(name) and is_safe_name(name)):

@@ -57,10 +57,13 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
+_LEDGER = msgspec.json.Decoder(Ledger)
+
+
 def read_ledger(store: ObjectStore) -> tuple[Ledger, str]:
     """Return the ledger (an empty one if there is none), and a warning if it is unreadable."""
     try:
-        return decode(store.get(layout.LEDGER, max_bytes=READ_LIMIT_BYTES), Ledger), ""
+        return decode(store.get(layout.LEDGER, max_bytes=READ_LIMIT_BYTES), _LEDGER), ""
     except KeyNotFoundError:
         return Ledger(), ""
     except (TooLargeError, LinkRefusedError, ValueError, RecursionError) as error:

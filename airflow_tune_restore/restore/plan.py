@@ -257,9 +257,12 @@ class RestorePlan:
         Raises:
             ValueError: If it is not a plan, or contains a name that leads outside the experiment.
         """
-        plan: RestorePlan = decode(body, cls)
+        plan = decode(body, _PLAN)
         _check_names(plan)
         return plan
+
+
+_PLAN = msgspec.json.Decoder(RestorePlan)
 
 
 def read_plan(store: ObjectStore, restore_id: str) -> RestorePlan:

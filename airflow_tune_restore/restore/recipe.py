@@ -129,7 +129,7 @@ class Recipe(
         if "trainable" not in given:
             raise InvalidInputError("it names no trainable")
         try:
-            return msgspec.convert(given, cls, strict=False)
+            return msgspec.convert(given, _RECIPE.type, strict=False)
         except (msgspec.ValidationError, ValueError, TypeError, RecursionError) as error:
             raise InvalidInputError(printable(str(error))) from None
 
@@ -140,10 +140,10 @@ class Recipe(
         Raises:
             ValueError: If it is not valid; or RecursionError or InvalidInputError.
         """
-        fields: dict[str, Any] = decode(body, dict[str, Any])
+        fields = decode(body, _FIELDS)
         _refuse_unknown(fields, cls.__struct_fields__)
         try:
-            return msgspec.convert(fields, cls)
+            return msgspec.convert(fields, _RECIPE.type)
         except msgspec.ValidationError as error:  # a ValueError only since msgspec 0.21
             raise ValueError(str(error)) from error
 
@@ -253,6 +253,9 @@ class Recipe(
                 "its runtime_env has excludes, which decide which files of the DAG's working_dir are "
                 "sent to the cluster"
             )
+
+
+_FIELDS, _RECIPE = msgspec.json.Decoder(dict[str, Any]), msgspec.json.Decoder(Recipe)
 
 
 def _refuse_unknown(fields: Iterable[Any], known: Sequence[str]) -> None:

@@ -1,6 +1,11 @@
-"""JSON of the records that only Airflow's side reads: plan, commit record, ledger."""
+"""JSON of the records that only Airflow's side reads: plan, commit record, ledger, recipe.
 
-from typing import Annotated, Any
+A decoder is made when its module is imported, by one thread. If two threads use a type for the first
+time at the same moment, msgspec 0.22 reads its half-made description: the process crashes, or hangs with
+the interpreter's lock held.
+"""
+
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -10,13 +15,15 @@ from airflow_tune_restore.protocol.numbers import MAX_COUNT
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 """Checked when a record is read."""
 
+_Record = TypeVar("_Record")
+
 
 def encode(record: Any) -> bytes:
     """Encode a record; the same record gives the same bytes."""
     return msgspec.json.format(msgspec.json.encode(record), indent=1)
 
 
-def decode(body: bytes, kind: type[Any]) -> Any:
+def decode(body: bytes, decoder: "msgspec.json.Decoder[_Record]") -> _Record:
     """Decode a record. Fields that a newer version added are ignored.
 
     Raises:
@@ -25,6 +32,6 @@ def decode(body: bytes, kind: type[Any]) -> Any:
     """
     bounded_json.check_values(body)
     try:
-        return msgspec.json.decode(body, type=kind)
+        return decoder.decode(body)
     except msgspec.DecodeError as error:  # a ValueError only since msgspec 0.21
         raise ValueError(str(error)) from error

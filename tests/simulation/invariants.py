@@ -10,6 +10,8 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import QUIET_SECONDS
 from airflow_tune_restore.protocol.lease_watch import KNOWN_DEAD_SECONDS
@@ -35,6 +37,8 @@ LONGEST_LOOK_SECONDS = 90.0
 """A runner looks every few seconds; the longest request, and an iteration, may come in between."""
 
 _COMMITTERS = frozenset({"plan", "commit", "samples", "release"})
+
+_LEDGER = msgspec.json.Decoder(Ledger)
 
 
 class InvariantBroken(BaseException):  # noqa: N818  no code under simulation may catch it
@@ -371,7 +375,7 @@ def _quarantined(watch: Invariants, trial_id: str, max_attempts: int | None) -> 
     stored = watch.shelf.objects.get(layout.LEDGER)
     if stored is None:
         return False
-    ledger: Ledger = decode(stored.body, Ledger)
+    ledger = decode(stored.body, _LEDGER)
     return trial_id in ledger.quarantined(max_attempts)
 
 

@@ -6,7 +6,7 @@ outage that may pass is a RayClusterError.
 
 import re
 import ssl
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
@@ -14,6 +14,9 @@ from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError
 from airflow_tune_restore.launch.ray.cluster import DASHBOARD_PORT, Cluster
 from airflow_tune_restore.launch.ray.http_answer import Answer, BrokenAnswerError, decode
 from airflow_tune_restore.protocol.printable import printable
+
+if TYPE_CHECKING:
+    import msgspec
 
 _T = TypeVar("_T")
 
@@ -121,15 +124,15 @@ def describe_body(answer: Answer) -> str:
     return f": {printable(shown)}" if shown else " (empty body)"
 
 
-def decode_answer(cluster: Cluster, answer: Answer, kind: type[_T]) -> _T:
-    """Return the JSON of an answer as `kind`.
+def decode_answer(cluster: Cluster, answer: Answer, decoder: "msgspec.json.Decoder[_T]") -> _T:
+    """Return the JSON of an answer.
 
     Raises:
-        InvalidInputError: If the path does not exist, or the JSON is not of that kind.
+        InvalidInputError: If the path does not exist, or the JSON is not of the decoder's type.
         RayClusterError: If the request failed, or the answer is too large.
     """
     try:
-        return decode(check_success(cluster, answer).body, kind)
+        return decode(check_success(cluster, answer).body, decoder)
     except BrokenAnswerError as error:
         raise translate_transport_error(cluster, error) from error
     except (ValueError, RecursionError) as error:

@@ -102,20 +102,20 @@ async def _read(
     )
 
 
-def decode(body: bytes, kind: type[_T]) -> _T:
+def decode(body: bytes, decoder: "msgspec.json.Decoder[_T]") -> _T:
     """Read JSON, also with text that msgspec refuses: a job's message may hold lone surrogates.
 
     Raises:
         BrokenAnswerError: If it holds more than `MOST_VALUES` values.
-        ValueError: If it is not of this kind; RecursionError if it nests too deep.
+        ValueError: If it is not of the decoder's type; RecursionError if it nests too deep.
     """
     if bounded_json.count_marks(body, ",[{") > MOST_VALUES:
         raise BrokenAnswerError(f"the answer has more than {MOST_VALUES:,} values")
     try:
-        return msgspec.json.decode(body, type=kind)
+        return decoder.decode(body)
     except msgspec.DecodeError:
         plain = json.loads(body)
     try:
-        return msgspec.convert(plain, kind)
+        return msgspec.convert(plain, decoder.type)
     except msgspec.ValidationError as error:  # a ValueError only since msgspec 0.21
         raise ValueError(str(error)) from error

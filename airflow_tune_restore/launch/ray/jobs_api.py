@@ -100,6 +100,11 @@ class _Version(msgspec.Struct):
     ray_version: str
 
 
+_JOB, _JOBS = msgspec.json.Decoder(RayJob), msgspec.json.Decoder(list[RayJob])
+_VERSION = msgspec.json.Decoder(_Version)
+"""Made here, by one thread: see `restore.record_json`."""
+
+
 class AsyncRayJobs:
     """The API in an event loop. It keeps its connection: close it at the end."""
 
@@ -123,12 +128,12 @@ class AsyncRayJobs:
         answer = await self._send("GET", _job_path(submission_id), most_bytes=JOB_BYTES)
         if answer.status == httpx.codes.NOT_FOUND:
             return None
-        return decode_answer(self.cluster, answer, RayJob)
+        return decode_answer(self.cluster, answer, _JOB)
 
     async def list_all(self) -> list[RayJob]:
         """Return all jobs and all drivers that connected by themselves, with one request."""
         answer = await self._send("GET", "/api/jobs/", most_bytes=LIST_BYTES)
-        return decode_answer(self.cluster, answer, list[RayJob])
+        return decode_answer(self.cluster, answer, _JOBS)
 
     async def submit(self, submission: Mapping[str, Any]) -> bool:
         """Submit a job; False if the submission id is in use.
@@ -270,7 +275,7 @@ class RayJobs:
 
 
 def _read_version(cluster: Cluster, answer: Answer) -> str:
-    version = printable(decode_answer(cluster, answer, _Version).ray_version, 40)
+    version = printable(decode_answer(cluster, answer, _VERSION).ray_version, 40)
     number = re.match(r"(\d{1,9})\.(\d{1,9})", version)
     if number is None or (int(number[1]), int(number[2])) < OLDEST_RAY:
         oldest = ".".join(map(str, OLDEST_RAY))

@@ -5,6 +5,7 @@ import itertools
 import json
 import tracemalloc
 
+import msgspec
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError, TuneRestoreError
@@ -127,7 +128,7 @@ def test_the_most_values_take_no_more_than_they_should():
     body = b"[" + b'{"status":""},' * values + b'{"status":""}]'
     tracemalloc.start()
     try:
-        assert len(http_answer.decode(body, list[RayJob])) == values + 1
+        assert len(http_answer.decode(body, msgspec.json.Decoder(list[RayJob]))) == values + 1
         assert tracemalloc.get_traced_memory()[1] < 128 * 1024**2
     finally:
         tracemalloc.stop()
