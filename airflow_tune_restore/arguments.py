@@ -29,7 +29,7 @@ MIN_LEASE_TTL = timedelta(seconds=3 * lease.RENEW_SECONDS)
 _TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?")
 _BETWEEN_IDS = re.compile(r"[,\n]")
 SKIP_UNKNOWN, _FAIL_UNKNOWN = "skip", "fail"
-"""What `on_unknown` does with an experiment that no trainable is given for."""
+"""The values of `on_unknown`: an experiment that no trainable is given for is listed, or refused."""
 
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off", "none", ""})

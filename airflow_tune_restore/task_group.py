@@ -74,7 +74,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         env: Environment variables of the runners. No secrets: the serialized DAG contains them.
         max_active_trials: How many trials run at the same time in one DAG run.
         repeat: Whether the next DAG run is started, with the same conf, if trials wait and at least one
-            that ran has finished (`RepeatRunOperator`).
+            that ran has finished or got further (`RepeatRunOperator`).
         until, max_duration: With `repeat`: no further DAG run is started after this time of day, in the
             time zone of the DAG, or for longer. What runs is left to end.
         find_args, plan_args, trial_args, commit_args, continue_search_args: Arguments for the operator of

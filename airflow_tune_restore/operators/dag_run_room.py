@@ -86,9 +86,8 @@ class _Room:
     def of_dag_run(cls, max_trials: int | None) -> "_Room":
         """Return the whole room."""
         mapped = conf.getint("core", "max_map_length", fallback=1024)
-        is_narrower = max_trials is not None and max_trials < mapped
-        trials = max_trials if is_narrower and max_trials is not None else mapped
-        limit = f"{trials} ({'max_trials' if is_narrower else MAP_LENGTH})"
+        trials = mapped if max_trials is None else min(max_trials, mapped)
+        limit = f"{trials} ({'max_trials' if trials < mapped else MAP_LENGTH})"
         return cls(limit, trials, mapped, xcom_size.MAX_XCOM_BYTES - 1)
 
     def places(self, restore: PreparedRestore, kept: int) -> int:

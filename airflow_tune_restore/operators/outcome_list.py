@@ -52,11 +52,6 @@ class OutcomeList:
     not_listed: Counter[str] = field(default_factory=Counter)
     unlisted_trials: int = 0
 
-    @property
-    def waiting_trials(self) -> int:
-        """How many trials wait for a later DAG run."""
-        return sum(item.waiting for item in self.items) + self.unlisted_trials
-
     @classmethod
     def build(cls, outcomes: Iterable[OutcomeXCom]) -> Self:
         """Take all outcomes; where there are many, their reasons are shortened."""

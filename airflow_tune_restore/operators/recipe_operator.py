@@ -92,9 +92,14 @@ class RecipeOperator(CheckedOperator):
 
     def runner_settings(self) -> RunnerSettings:
         """Return the settings of the runner that do not depend on where it runs."""
-        return RunnerSettings(
-            trainable=str(self.trainable),
-            param_space=parse_text(self.param_space),
-            search_alg=parse_text(self.search_alg),
-            imports=self.imports,
-        )
+        return settings_of(vars(self))
+
+
+def settings_of(given: Mapping[str, Any]) -> RunnerSettings:
+    """Return the settings of the runner from the arguments of a task, with its recipe laid over them."""
+    return RunnerSettings(
+        trainable=str(given["trainable"]),
+        param_space=parse_text(given["param_space"]),
+        search_alg=parse_text(given["search_alg"]),
+        imports=given["imports"],
+    )

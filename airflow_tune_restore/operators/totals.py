@@ -30,7 +30,7 @@ WORDS = {
     Outcome.WAITING: "waiting",
     Outcome.LEFT_ALONE: "left alone",
 }
-"""What the table shows, in the order of its rows: those that a person must look at come first."""
+"""The words of the table, in the order of its rows: those that a person must look at come first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

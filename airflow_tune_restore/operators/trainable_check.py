@@ -11,9 +11,9 @@ from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.launch.local import build_launcher
+from airflow_tune_restore.operators.recipe_operator import settings_of
 from airflow_tune_restore.protocol.check import CheckAnswer, MatchedBy
 from airflow_tune_restore.restore.check_request import build_check_request
-from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.prepared import PreparedRestore
 from airflow_tune_restore.restore.recipe import Recipe
 
@@ -118,13 +118,7 @@ class TrainableCheck:
                 env={**credentials, **(given["env"] or {})},
                 runner_user=self.runner_user,
             )
-            settings = RunnerSettings(
-                trainable=given["trainable"],
-                param_space=parse_text(given["param_space"]),
-                search_alg=parse_text(given["search_alg"]),
-                imports=given["imports"],
-            )
-            request = build_check_request(settings, [prepared[text] for text in places])
+            request = build_check_request(settings_of(given), [prepared[text] for text in places])
             answers = launcher.check(request, self.timeout)
         for text, answer in zip(places, answers, strict=True):
             checked.add(text, answer)

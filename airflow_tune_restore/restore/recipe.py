@@ -159,15 +159,14 @@ class Recipe(
 
     def over(self, own: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a runner: those given here, else its own. Mappings are joined."""
-        given = {name: getattr(self, name) for name in own}
-        return {
-            name: value
-            if given[name] is None
-            else {**(value or {}), **given[name]}
-            if isinstance(given[name], dict)
-            else given[name]
-            for name, value in own.items()
-        }
+        laid = dict(own)
+        for name, value in own.items():
+            given = getattr(self, name)
+            if isinstance(given, dict):
+                laid[name] = {**(value or {}), **given}
+            elif given is not None:
+                laid[name] = given
+        return laid
 
     def check_allowed(self, modules: Sequence[str]) -> None:
         """Refuse the recipe of a sweep that names more than the user allows.

@@ -15,12 +15,11 @@ import pytest
 from airflow_tune_restore.cli import restore
 from airflow_tune_restore.cli.signals import sigterm_as_ctrl_c
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
-from airflow_tune_restore.launch.base import RunState
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.check import CheckAnswer, Problem
-from airflow_tune_restore.protocol.request import RunnerExit
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.checks import answer_all
+from tests.support.ended_runs import EndedRuns
 from tests.support.experiments.built import (
     STATE_NAME,
     lose_searcher,
@@ -469,14 +468,11 @@ def test_a_leased_experiment_is_refused_with_exit_code_3(tune_restore, tmp_path)
     assert "dag nightly on host 7" in err
 
 
-class Launcher:
+class Launcher(EndedRuns):
     """Stands for `LocalLauncher`: its runners end at once, one of them with a failure."""
 
     def __init__(self, store):
         self._store = store
-
-    def settings(self, settings):
-        return settings
 
     def check(self, request, _timeout):
         return answer_all(request)
@@ -488,15 +484,6 @@ class Launcher:
         self._store.put(key, make_state([row]))
         leave_outcome(self._store, request, "failed" if failed else "finished")
         return self
-
-    def poll(self):
-        return RunState.ENDED
-
-    def output(self):
-        return iter(())
-
-    def exit(self):
-        return RunnerExit(exit_code=0)
 
 
 @pytest.mark.parametrize(("flags", "code"), [((), 0), (("--resume-errored",), 1)])

@@ -5,14 +5,13 @@ import sys
 
 import pytest
 
-from airflow_tune_restore.launch.base import RunState
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.check import CheckAnswer, MatchedBy, Problem
-from airflow_tune_restore.protocol.request import RunnerExit
 from airflow_tune_restore.restore.recipe import Recipe
 from airflow_tune_restore.restore.recipes import read_recipe
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.checks import FITS, answer_all
+from tests.support.ended_runs import EndedRuns
 from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state
 from tests.support.records import leave_outcome
 
@@ -29,7 +28,7 @@ def store(experiment):
     return open_store(str(experiment))
 
 
-class Launcher:
+class Launcher(EndedRuns):
     """Stands for `LocalLauncher`: it keeps what it is asked, and its runners end well at once."""
 
     def __init__(self, store):
@@ -39,9 +38,6 @@ class Launcher:
         self.answer = FITS
         self.on_check = lambda: None
         self._store = store
-
-    def settings(self, settings):
-        return settings
 
     def check(self, request, _timeout):
         self.checked.append(request)
@@ -54,15 +50,6 @@ class Launcher:
         self._store.put(key, make_state([make_row(request.trial_id)]))
         leave_outcome(self._store, request, "finished")
         return self
-
-    def poll(self):
-        return RunState.ENDED
-
-    def output(self):
-        return iter(())
-
-    def exit(self):
-        return RunnerExit(exit_code=0)
 
 
 @pytest.fixture
