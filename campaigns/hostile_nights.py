@@ -21,7 +21,7 @@ from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.hooks.experiment_storage import Address
-from airflow_tune_restore.operators import build_restore_plan, commit_restore
+from airflow_tune_restore.operators import commit_restore, prepare_restores
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.protocol import layout, lease_objects
@@ -158,7 +158,7 @@ def a_night(rng: random.Random, lab: Lab, stores: Mapping[str, ObjectStore]) -> 
     base = read_base(stores[good]).state
     context = make_context()
     with (
-        mock.patch.object(build_restore_plan, "ExperimentStorageHook", Hook(stores)),
+        mock.patch.object(prepare_restores, "ExperimentStorageHook", Hook(stores)),
         mock.patch.object(commit_restore, "ExperimentStorageHook", Hook(stores)),
     ):
         order = sorted(stores, reverse=rng.random() < 0.5)

@@ -14,7 +14,7 @@ from unittest import mock
 
 from airflow_tune_restore.exceptions import TuneRestoreError, UnknownTrainableError
 from airflow_tune_restore.launch.ray import package
-from airflow_tune_restore.operators import attempt_task, build_restore_plan
+from airflow_tune_restore.operators import attempt_task, prepare_restores
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.protocol import layout
@@ -161,7 +161,7 @@ def _night(rng: random.Random, lab: Lab, stores: Mapping[str, GuardedStore]) -> 
     hook = Hook(stores)
     context = make_context()
     with (
-        mock.patch.object(build_restore_plan, "ExperimentStorageHook", hook),
+        mock.patch.object(prepare_restores, "ExperimentStorageHook", hook),
         mock.patch.object(attempt_task, "ExperimentStorageHook", hook),
     ):
         planned = BuildRestorePlanOperator(

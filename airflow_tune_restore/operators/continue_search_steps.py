@@ -18,8 +18,8 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.hooks.dag_runs import ask_dag_run, hold_as_dag_run
 from airflow_tune_restore.hooks.experiment_storage import Address
-from airflow_tune_restore.operators.build_restore_plan import DEFAULT_LEASE_TTL
 from airflow_tune_restore.operators.experiment_batch import describe_holder
+from airflow_tune_restore.operators.prepare_restores import DEFAULT_LEASE_TTL
 from airflow_tune_restore.operators.summary_log import log_summaries
 from airflow_tune_restore.operators.summary_xcom import describe_summaries
 from airflow_tune_restore.operators.xcom import restore_id_for

@@ -23,7 +23,7 @@ from airflow_tune_restore.version_compat import (
 SHORT_DELAY = timedelta(seconds=30)
 FIRST_WAIT = timedelta(minutes=1)
 LONGEST_WAIT = timedelta(minutes=10)
-"""Shorter than `build_restore_plan.DEFAULT_LEASE_TTL`: the lease is not renewed while all tasks wait."""
+"""Shorter than `prepare_restores.DEFAULT_LEASE_TTL`: the lease is not renewed while all tasks wait."""
 
 UNREACHABLE = "no response from the Ray cluster"
 _PROCESS_LOST = frozenset({Cause.ACTOR_DIED, Cause.NODE_LOST, Cause.KILLED})

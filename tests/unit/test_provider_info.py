@@ -32,7 +32,13 @@ def test_no_operator_sensor_or_trigger_is_forgotten():
     bases = (
         *("BaseOperator", "AttemptOperator", "RunnerPodOperator"),
         *("PlannedTrialOperator, AttemptOperator", "PlannedTrialOperator, RunnerPodOperator"),
-        *("RecipeOperator", "CheckedOperator", "CheckedOperator, BaseSensorOperator", "BaseHook"),
+        *(
+            "RecipeOperator",
+            "PrepareRestoresOperator",
+            "CheckedOperator",
+            "CheckedOperator, BaseSensorOperator",
+            "BaseHook",
+        ),
         *("KillableTrigger", "ExperimentPoller", "KubernetesPodTrigger"),
     )
     named = {
@@ -51,6 +57,7 @@ def test_no_operator_sensor_or_trigger_is_forgotten():
     assert named == defined - {
         "airflow_tune_restore.hooks.checked_operator",
         "airflow_tune_restore.operators.map_index_label",
+        "airflow_tune_restore.operators.prepare_restores",
         "airflow_tune_restore.operators.recipe_operator",
         "airflow_tune_restore.operators.retry_policy",
     }

@@ -9,7 +9,7 @@ import pytest
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.hooks.xcom_size import MAX_XCOM_BYTES, unpack
-from airflow_tune_restore.operators import build_restore_plan
+from airflow_tune_restore.operators import build_restore_plan, prepare_restores
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.experiment_batch import ExperimentBatch
@@ -263,14 +263,14 @@ def test_a_store_that_does_not_answer_is_asked_again_if_nothing_else_was_started
     tmp_path, monkeypatch, neighbours, tries, planned, done
 ):
     experiments = [make(tmp_path, name) for name in ["silent", *neighbours.split()]]
-    original = build_restore_plan.prepare_restore
+    original = prepare_restores.prepare_restore
 
     def prepare(store, *rest):
         if store.uri.endswith("/silent"):
             raise StorageError("The store does not answer.")
         return original(store, *rest)
 
-    monkeypatch.setattr(build_restore_plan, "prepare_restore", prepare)
+    monkeypatch.setattr(prepare_restores, "prepare_restore", prepare)
     state, _, pushed = run(plan(experiments, trainable=None), make_context(try_number=tries))
     assert state == planned
     assert pushed["outcomes"][0]["outcome"] == "refused"

@@ -3,7 +3,7 @@
 import pytest
 
 from airflow_tune_restore.exceptions import LeaseLostError, StorageError
-from airflow_tune_restore.operators import build_restore_plan
+from airflow_tune_restore.operators import build_restore_plan, prepare_restores
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.protocol import lease
@@ -51,14 +51,15 @@ def two(tmp_path):
 
 def fail(monkeypatch, name):
     """Let the store of experiment `a` fail where the plan task calls a function."""
-    original = getattr(build_restore_plan, name)
+    module = build_restore_plan if name == "start_restore" else prepare_restores
+    original = getattr(module, name)
 
     def slow(first, *rest, **named):
         if getattr(first, "store", first).uri.endswith("/a"):
             raise StorageError(SLOW_DOWN)
         return original(first, *rest, **named)
 
-    monkeypatch.setattr(build_restore_plan, name, slow)
+    monkeypatch.setattr(module, name, slow)
 
 
 def test_the_limit_of_mapped_tasks_puts_off_no_started_restore(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from airflow_tune_restore.exceptions import (
     TrialFailedError,
 )
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
-from airflow_tune_restore.operators.build_restore_plan import DEFAULT_LEASE_TTL
+from airflow_tune_restore.operators.prepare_restores import DEFAULT_LEASE_TTL
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.operators.retry_policy import (
     LONGEST_WAIT,

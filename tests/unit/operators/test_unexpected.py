@@ -6,7 +6,7 @@ import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError, RunnerError
 from airflow_tune_restore.experiments import examine, scan
-from airflow_tune_restore.operators import build_restore_plan, commit_restore
+from airflow_tune_restore.operators import build_restore_plan, commit_restore, prepare_restores
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.check import Problem
@@ -55,9 +55,13 @@ def labels(items):
 
 
 @pytest.mark.parametrize("error", UNFORESEEN, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("function", ["prepare_restore", "start_restore"])
-def test_the_plan_goes_on_with_the_others(pair, monkeypatch, function, error, caplog):
-    breaks(monkeypatch, build_restore_plan, function, error)
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [(prepare_restores, "prepare_restore"), (build_restore_plan, "start_restore")],
+    ids=["prepare", "start"],
+)
+def test_the_plan_goes_on_with_the_others(pair, monkeypatch, module, function, error, caplog):
+    breaks(monkeypatch, module, function, error)
     context = make_context()
     assert labels(plan(pair, context)) == ["good t"]
     pushed = context["ti"].pushed
@@ -125,7 +129,7 @@ def test_beside_one_that_is_left_alone_the_plan_is_not_skipped(tmp_path, monkeyp
         make_experiment(tmp_path / "bad", [make_row("t", status="ERROR")]),
         make_experiment(tmp_path / "good", [make_row("t")]),
     ]
-    breaks(monkeypatch, build_restore_plan, "prepare_restore", KeyError("x"))
+    breaks(monkeypatch, prepare_restores, "prepare_restore", KeyError("x"))
     assert plan(pair, make_context()) == []
 
 
