@@ -12,6 +12,11 @@ from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORABLE
 from airflow_tune_restore.hooks.experiment_search import LEFT_ALONE_KEY
 from airflow_tune_restore.hooks.literals import check_literals
+from airflow_tune_restore.operators.approval import BODY_KEY, SUBJECT_KEY
+from airflow_tune_restore.operators.approve_restores import (
+    ApproveRestoresOperator,
+    check_approval,
+)
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
@@ -26,6 +31,7 @@ from airflow_tune_restore.operators.group_arguments import (
     pick,
     refuse_unknown,
 )
+from airflow_tune_restore.operators.preview_restore import PreviewRestoreOperator
 from airflow_tune_restore.operators.repeat_run import RepeatRunOperator, check_window
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.operators.xcom import OUTCOMES_KEY, TOTALS_KEY
@@ -45,6 +51,9 @@ class TuneRestoreTaskGroup(TaskGroup):
     (mapped over experiments; skipped where no samples are left), `done` and, with `repeat`, `repeat`.
     `done` makes the DAG run fail if any of them failed, or if the plan skipped an experiment because of
     an unexpected error. With nothing to restore the tasks are skipped and the DAG run succeeds.
+
+    With `require_approval`, `preview` and `approve` come before `plan`: a person sees what will run, and
+    for how long, and says yes or no. After a no, the tasks are skipped and the DAG run succeeds.
 
     Args:
         trainable, recipes: What restores the experiments, as in
@@ -77,9 +86,15 @@ class TuneRestoreTaskGroup(TaskGroup):
             that ran has finished or got further (`RepeatRunOperator`).
         until, max_duration: With `repeat`: no further DAG run is started after this time of day, in the
             time zone of the DAG, or for longer. What runs is left to end.
+        require_approval: Whether a person must approve what will run. Each DAG run asks.
+        approval_timeout: How long an answer is waited for; timedelta or seconds. Without one, `approve`
+            fails. None: for ever.
+        approval_default: `Approve` or `Reject`: the answer after the timeout.
+        assigned_users, notifiers: As in Airflow's `ApprovalOperator`: who may answer, and who is told.
         find_args, plan_args, trial_args, commit_args, continue_search_args: Arguments for the operator of
             one task. They win over all others: `trial_args={"retries": 3}`. Trials return nothing: the
-            commit returns all of it. `trial_args={"do_xcom_push": True}` makes them.
+            commit returns all of it. `trial_args={"do_xcom_push": True}` makes them. `preview` gets
+            those of `plan`.
         **more: Arguments that are passed on (`airflow_tune_restore.operators.group_arguments`): those of
             the sensor to `find`, for example `include` and `timeout`; those of a plan to `plan`, for
             example `strategy`; those of every Airflow task to all tasks, for example `retries`, `pool`
@@ -87,6 +102,7 @@ class TuneRestoreTaskGroup(TaskGroup):
 
     Attributes:
         plan, trial, commit, continue_search: These tasks.
+        preview, approve: These tasks; None without `require_approval`.
     """
 
     def __init__(  # noqa: PLR0913  one line of a DAG has its options by name
@@ -123,6 +139,11 @@ class TuneRestoreTaskGroup(TaskGroup):
         repeat: bool = False,
         until: str | None = None,
         max_duration: timedelta | float | str | None = None,
+        require_approval: bool = False,
+        approval_timeout: timedelta | float | None = None,
+        approval_default: str | None = None,
+        assigned_users: Any = None,
+        notifiers: Any = None,
         find_args: Mapping[str, Any] | None = None,
         plan_args: Mapping[str, Any] | None = None,
         trial_args: Mapping[str, Any] | None = None,
@@ -144,6 +165,13 @@ class TuneRestoreTaskGroup(TaskGroup):
             )
         check_literals({"repeat": repeat}, ())
         check_window(repeat, until, max_duration)
+        approval = {
+            "approval_timeout": approval_timeout,
+            "approval_default": approval_default,
+            "assigned_users": assigned_users,
+            "notifiers": notifiers,
+        }
+        check_approval(require_approval, approval)
         super().__init__(group_id=group_id, **pick(more, GroupArguments))
         from_dag = self.dag.default_args if self.dag else {}
         for_all = pick(more, TaskArguments)
@@ -185,26 +213,28 @@ class TuneRestoreTaskGroup(TaskGroup):
             if not in_pods:
                 run = {**place, "ray_address": ray_address, "runtime_env": runtime_env}
                 run |= {"ray_conn_id": ray_conn_id} if ray_conn_id else {}
-            self.plan = BuildRestorePlanOperator(
-                **{
-                    "task_id": "plan",
-                    "experiments": experiments,
-                    "resume_unfinished": resume_unfinished,
-                    "resume_errored": resume_errored,
-                    "restart_errored": restart_errored,
-                    "resume_config": resume_config,
-                    "ignore_tuner": ignore_tuner,
-                    "trust_name": trust_name,
-                    "max_attempts": max_attempts,
-                    "stale_after": stale_after,
-                    "storage_conn_id": storage_conn_id,
-                    "ray_conn_id": ray_conn_id,
-                    **place,
-                    **shared,
-                    **pick(more, PlanArguments),
-                    **(plan_args or {}),
-                }
-            )
+            to_plan = {
+                "experiments": experiments,
+                "resume_unfinished": resume_unfinished,
+                "resume_errored": resume_errored,
+                "restart_errored": restart_errored,
+                "resume_config": resume_config,
+                "ignore_tuner": ignore_tuner,
+                "trust_name": trust_name,
+                "max_attempts": max_attempts,
+                "stale_after": stale_after,
+                "storage_conn_id": storage_conn_id,
+                "ray_conn_id": ray_conn_id,
+                **place,
+                **shared,
+                **pick(more, PlanArguments),
+                **(plan_args or {}),
+            }
+            self.preview = self.approve = None
+            if require_approval:
+                to_plan |= self._ask(to_plan, approval)
+            self.plan = BuildRestorePlanOperator(**{"task_id": "plan", **to_plan})
+            self.plan << ([self.approve] if self.approve else [])
             # storage_conn_id is in the addresses that the plan returns
             self.trial = trial_operator.partial(
                 **{
@@ -223,6 +253,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                     "task_id": "commit",
                     "outcomes": XComArg(self.plan, key=OUTCOMES_KEY),
                     **left_alone,
+                    "previewed": to_plan.get("previewed"),
                     **(commit_args or {}),
                 }
             )
@@ -252,6 +283,21 @@ class TuneRestoreTaskGroup(TaskGroup):
                     max_duration=max_duration,
                 )
                 [self.plan, self.trial, self.commit, self.continue_search] >> again
+
+    def _ask(self, to_plan: dict[str, Any], approval: Mapping[str, Any]) -> dict[str, Any]:
+        """Add the tasks that ask a person, and return the arguments with which a plan minds the answer."""
+        preview = PreviewRestoreOperator(**{"task_id": "preview", **to_plan})
+        self.approve = ApproveRestoresOperator(
+            task_id="approve",
+            subject=XComArg(preview, key=SUBJECT_KEY),
+            body=XComArg(preview, key=BODY_KEY),
+            response_timeout=approval["approval_timeout"],
+            defaults=approval["approval_default"],
+            assigned_users=approval["assigned_users"],
+            notifiers=approval["notifiers"],
+        )
+        self.preview = preview
+        return {"approved": preview.output, "previewed": XComArg(preview, key=OUTCOMES_KEY)}
 
 
 def _pod_operators() -> tuple[Any, Any]:

@@ -65,7 +65,9 @@ __all__ = [
     "in_thread",
     "keep_default_policy",
     "policy_arguments",
+    "read_request",
     "request_dag_run",
+    "response_arguments",
 ]
 
 # Retry policies, since 3.3
@@ -243,3 +245,39 @@ def request_dag_run(dag_id: str, run_id: str) -> "comms.GetDagRun | None":
     """Return the request for a DAG run and its start; None before 3.2, which tells only its state."""
     kind = getattr(comms, "GetDagRun", None)
     return kind and kind(dag_id=dag_id, run_id=run_id)
+
+
+# Human in the loop
+
+
+def response_arguments(operator: type, timeout: timedelta | None) -> dict[str, Any]:
+    """Return the arguments of an operator of Airflow that waits so long for a person.
+
+    Before version 1.13 of the standard provider, `execution_timeout` was that time. Since then it stands
+    in for `response_timeout`. So that of the DAG's other tasks is never inherited.
+    """
+    known = [inspect.signature(base).parameters for base in operator.__mro__ if base is not object]
+    if any("response_timeout" in parameters for parameters in known):
+        return {"response_timeout": timeout, "execution_timeout": None}
+    return {"execution_timeout": timeout}
+
+
+def read_request(operator: Any, context: Context) -> Any:
+    """Ask Airflow to show the request of an `ApprovalOperator`, and return what it shows: its page.
+
+    Of a task that was cleared, or that is tried again, Airflow up to 3.3 keeps the first request.
+    """
+    from airflow.sdk.execution_time import task_runner  # heavy, and only for a task that asks
+
+    return task_runner.SUPERVISOR_COMMS.send(
+        comms.CreateHITLDetailPayload(
+            ti_id=context["ti"].id,
+            options=operator.options,
+            subject=operator.subject,
+            body=operator.body,
+            defaults=operator.defaults,
+            multiple=operator.multiple,
+            params=operator.serialized_params,
+            assigned_users=operator.assigned_users or [],
+        )
+    )

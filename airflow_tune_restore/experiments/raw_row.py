@@ -86,6 +86,10 @@ class RawRow:
         result = read_field(brief_metadata(self.metadata), "last_result")
         return result if isinstance(result, dict) else {}
 
+    def stopping_criterion(self) -> Any:
+        """Return what `stop` gave the trial (ray.tune.experiment.trial, 2.60); None if unreadable."""
+        return read_field(self.trial, "stopping_criterion")
+
     def config(self) -> tuple[dict[str, Any], list[str]]:
         """Return the config, and the flat names that the search has chosen; empty if unreadable."""
         try:

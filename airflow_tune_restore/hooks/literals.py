@@ -128,10 +128,13 @@ def _parse_resume_config(name: str, value: Any) -> None:
 
 _Parser = Callable[[str, Any], object]
 _PARSERS: dict[str, _Parser] = {
-    **dict.fromkeys(("wait", "deferrable", "use_index", "repeat"), _parse_switch),
+    **dict.fromkeys(
+        ("wait", "deferrable", "use_index", "repeat", "require_approval"), _parse_switch
+    ),
     **dict.fromkeys((*arguments.RESUME_FLAGS, *arguments.SWITCHES), arguments.parse_bool),
     **dict.fromkeys(("stale_after", "poll_interval"), arguments.parse_span),
     **dict.fromkeys(("include", "exclude"), arguments.parse_globs),
+    "approval_timeout": arguments.parse_optional_limit,
     "check_timeout": arguments.parse_limit,
     "health": lambda _, value: arguments.parse_health(value),
     "imports": _parse_imports,

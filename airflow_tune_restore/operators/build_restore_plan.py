@@ -9,7 +9,9 @@ from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.dag_runs import hold_as_dag_run
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators import xcom
+from airflow_tune_restore.operators.approval import Approval
 from airflow_tune_restore.operators.experiment_batch import ExperimentBatch
+from airflow_tune_restore.operators.next_step import describe_next_run
 from airflow_tune_restore.operators.plan_log import log_plans
 from airflow_tune_restore.operators.prepare_restores import PrepareRestoresOperator, Task
 from airflow_tune_restore.operators.trial_items import build_items
@@ -39,9 +41,22 @@ class BuildRestorePlanOperator(PrepareRestoresOperator):
     succeeds after its last try. A trainable or
     another argument that cannot be used fails the task at once. A retry continues its own restores.
 
+    With `approved`, the yes of a person counts for what was shown to that person. If the state of any
+    approved experiment has changed since, or if its plan is now another one, this task fails at once: it
+    has taken no lease, and starts nothing.
+
     Args:
+        approved: The output of a `PreviewRestoreOperator`: only these experiments are restored. Read when
+            the task runs: of a preview that never ran, nothing is approved.
+        previewed: `preview.output["outcomes"]`: what became of the other experiments in the preview, and
+            so becomes of them here. Read when the task runs.
         **kwargs: Arguments of `PrepareRestoresOperator`.
     """
+
+    def __init__(self, *, approved: Any = None, previewed: Any = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.approved = approved
+        self.previewed = previewed
 
     def execute(self, context: Context) -> list[Any]:
         """Prepare all restores, refuse those that cannot run, then start the rest."""
@@ -62,16 +77,14 @@ class BuildRestorePlanOperator(PrepareRestoresOperator):
         return build_items(trials, outcomes)
 
     def _start_all(self, context: Context, task: Task) -> list[tuple[Address, RestorePlan]]:
-        batch = task.batch
+        batch, approval = task.batch, None
+        if self.approved is not None:
+            approval = Approval.resolve(self.approved, self.previewed, context)
+            approval.limit(batch)
         prepared, by_name = self.prepare(context, task)
-        to_start: dict[str, PreparedRestore] = {}
-        for text, restore in prepared.items():
-            if restore.plan.only_continues_search and not restore.nothing_to_do:
-                batch.continue_search(text, by_name=text in by_name)
-            else:
-                to_start[text] = restore
-                batch.take(text, restore.plan.restore_id, by_name=text in by_name)
-                batch.describe_part(text, restore.plan)
+        if approval is not None:
+            approval.check(batch, prepared, task.hook.open, describe_next_run(context))
+        to_start = self.record(batch, prepared, by_name)
         # pushed before, too: if this task dies half-way, the commit finds the leases that it took
         context["ti"].xcom_push(xcom.OUTCOMES_KEY, batch.to_xcom())
         return self._start(context, batch, to_start)

@@ -11,6 +11,7 @@ from airflow_tune_restore.exceptions import KeyNotFoundError, TuneRestoreError
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.operators.approval import not_started
 from airflow_tune_restore.operators.experiment_table import (
     ExperimentLine,
     ExperimentTable,
@@ -66,6 +67,8 @@ class CommitRestoreOperator(BaseOperator):
             that never ran would be an error.
         left_alone: `find.output["left_alone"]` of a `FailedTuneExperimentSensor`: experiments below the
             prefix that it did not return. Only shown. Read when the task runs.
+        previewed: `preview.output["outcomes"]` of a `PreviewRestoreOperator`, shown if the plan never
+            ran. Read when the task runs.
         storage_conn_id: Airflow connection for all experiments; by default the one in each address.
             (templated)
     """
@@ -78,6 +81,7 @@ class CommitRestoreOperator(BaseOperator):
         *,
         outcomes: Any,
         left_alone: Any = None,
+        previewed: Any = None,
         storage_conn_id: str | None = None,
         trigger_rule: TriggerRule | str = TriggerRule.ALL_DONE,
         **kwargs: Any,
@@ -85,6 +89,7 @@ class CommitRestoreOperator(BaseOperator):
         super().__init__(trigger_rule=trigger_rule, **kwargs)
         self.outcomes = outcomes
         self.left_alone = left_alone
+        self.previewed = previewed
         self.storage_conn_id = storage_conn_id
         XComArg.apply_upstream_relationship(self, outcomes)
 
@@ -93,6 +98,9 @@ class CommitRestoreOperator(BaseOperator):
         with as_airflow_errors():
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             outcomes = OutcomeList.resolve(self.outcomes, context)
+            if not outcomes.items:
+                shown = OutcomeList.resolve(self.previewed, context)
+                outcomes = replace(shown, items=tuple(not_started(shown.items)))
         (left_alone,) = resolve_list(self.left_alone, context) or [{}]
         if not (outcomes.items or left_alone.get("experiments")):
             raise AirflowSkipException("Nothing to commit: the plan was given no experiment.")

@@ -1,6 +1,6 @@
 """The experiments of one plan task, and what became of each: one that fails does not stop the others."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,7 +23,11 @@ from airflow_tune_restore.protocol.printable import NOTE_LENGTH, first_of, print
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.prepared import PreparedRestore
 from airflow_tune_restore.storage.location import Location
-from airflow_tune_restore.version_compat import AirflowException, AirflowSkipException
+from airflow_tune_restore.version_compat import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -130,11 +134,25 @@ class ExperimentBatch:
             case UnknownTrainableError() if not self._fails_on_unknown:
                 self._decide(address, Outcome.UNKNOWN, str(error))
             case _:
-                restore_id = self._find_started(self.places[address])
-                outcome = Outcome.REFUSED if restore_id is None else Outcome.RESTORED
-                self._decide(address, outcome, str(error), restore_id=restore_id)
+                self.withdraw(address, str(error))
                 if not isinstance(error, (*PERMANENT, UnexpectedError)):
                     self._may_pass.add(address)
+
+    def withdraw(self, address: str, reason: str) -> None:
+        """Record that none of its trials runs. A restore that an earlier try started is committed."""
+        restore_id = self._find_started(self.places[address])
+        outcome = Outcome.REFUSED if restore_id is None else Outcome.RESTORED
+        self._decide(address, outcome, reason, restore_id=restore_id)
+
+    def adopt(self, outcome: OutcomeXCom) -> None:
+        """Record the outcome that another task has found for an experiment."""
+        self._decide(outcome.experiment, outcome.outcome, outcome.reason, waiting=outcome.waiting)
+
+    @property
+    def outcomes(self) -> list[OutcomeXCom]:
+        """What became of the experiments, in the order in which they were given."""
+        known = (self._outcomes.get(address) for address in self.places)
+        return [each for each in known if each is not None]
 
     def undecided(self, prepared: dict[str, _Result]) -> dict[str, _Result]:
         """Return those of the prepared restores that are still to be started."""
@@ -153,8 +171,7 @@ class ExperimentBatch:
 
     def to_xcom(self) -> Any:
         """Return the outcomes for the tasks that follow."""
-        known = (self._outcomes.get(address) for address in self.places)
-        return OutcomeList.build(each for each in known if each is not None).to_xcom()
+        return OutcomeList.build(self.outcomes).to_xcom()
 
     def log(self, log: "Logger") -> None:
         """Log why experiments are not restored, and which ones were taken by name alone.
@@ -211,6 +228,18 @@ class ExperimentBatch:
         if outcomes <= {Outcome.LEFT_ALONE, Outcome.UNKNOWN, Outcome.WAITING}:
             raise AirflowSkipException(
                 f"Nothing to restore. {reasons or 'No experiment was given.'}"
+            )
+
+    def fail_without(self, work: Collection[str]) -> None:
+        """Fail the task if nothing is to be restored, and a person is needed for that.
+
+        Raises:
+            AirflowFailException: With the reasons.
+        """
+        if not work:
+            needed = [each for each in self.outcomes if each.is_refused]
+            raise AirflowFailException(
+                f"Nothing can be restored before a person has done something. {_reasons(needed)}"
             )
 
     def _decide(self, address: str, outcome: Outcome, reason: str = "", **more: Any) -> None:

@@ -1,7 +1,9 @@
 """The end of the last line of a task: what happens next."""
 
+import json
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from shlex import quote
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context
 
@@ -23,6 +25,9 @@ COMMITTED_NOW = "the samples that it has drawn are committed"
 """What becomes of the work of a task without a retry: of a trial, of a continued search."""
 
 _OF_AN_ATTEMPT = (TrialFailedError, RunnerDiedError, TrialStoppedError)
+_CONF_LENGTH = 2000
+"""Characters of a conf that a command in a log has."""
+
 _MINUTE, _LONG = timedelta(minutes=1), timedelta(minutes=2)
 
 
@@ -50,6 +55,22 @@ def describe_next(
     wait = _describe_wait(operator, decision.retry_delay)
     attempt = f", as attempt {error.attempt + 1}" if isinstance(error, _OF_AN_ATTEMPT) else ""
     return f"Airflow retries it {wait} (try {ti.try_number + 1} of {ti.max_tries + 1}){attempt}"
+
+
+def describe_next_run(context: Context) -> str:
+    """Return how a person is asked again: in this DAG run, Airflow keeps the page that it has shown."""
+    return f"To ask for a new yes, start a new DAG run: {trigger_command(context['dag_run'])}"
+
+
+def trigger_command(dag_run: Any) -> str:
+    """Return the command that starts a DAG run with the same conf."""
+    command = f"airflow dags trigger {quote(dag_run.dag_id)}"
+    text = json.dumps(dag_run.conf or {}, default=str)
+    if not dag_run.conf:
+        return command
+    if len(text) > _CONF_LENGTH:
+        return f"{command} --conf, with the conf of this DAG run"
+    return f"{command} --conf {quote(text)}"
 
 
 def _describe_wait(operator: "BaseOperator", given: timedelta | None) -> str:

@@ -25,6 +25,7 @@ _ONLY_SHOWN = (
     Outcome.REFUSED,
     Outcome.UNKNOWN,
     Outcome.MISFIT,
+    Outcome.NOT_STARTED,
     Outcome.WAITING,
     Outcome.LEFT_ALONE,
 )

@@ -217,6 +217,20 @@ class PrepareRestoresOperator(RecipeOperator):
         }
         return prepared, frozenset(named - has_evidence)
 
+    def record(
+        self, batch: ExperimentBatch, prepared: dict[str, PreparedRestore], by_name: frozenset[str]
+    ) -> dict[str, PreparedRestore]:
+        """Record in the batch what becomes of prepared restores, and return those that run trials."""
+        to_start: dict[str, PreparedRestore] = {}
+        for text, restore in prepared.items():
+            if restore.plan.only_continues_search and not restore.nothing_to_do:
+                batch.continue_search(text, by_name=text in by_name)
+            else:
+                to_start[text] = restore
+                batch.take(text, restore.plan.restore_id, by_name=text in by_name)
+                batch.describe_part(text, restore.plan)
+        return to_start
+
     def _prepare_all(
         self,
         context: Context,
@@ -231,7 +245,7 @@ class PrepareRestoresOperator(RecipeOperator):
             except UnknownTrialError as error:
                 return error
 
-        results = batch.map(prepare, batch.places)
+        results = batch.map(prepare, batch.undecided(batch.places))
         is_known = any(not isinstance(result, UnknownTrialError) for _, result in results)
         prepared: dict[str, PreparedRestore] = {}
         for text, result in results:

@@ -1,10 +1,8 @@
 """Starts the next run of a DAG, as long as trials wait and the last ones made progress."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from shlex import quote
 from typing import Any, NoReturn
 
 from airflow.sdk import Context, TriggerRule
@@ -14,6 +12,7 @@ from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.dag_runs import has_ended, start_dag_run
+from airflow_tune_restore.operators.next_step import trigger_command
 from airflow_tune_restore.operators.repeat_window import Repetition, end_of_window
 from airflow_tune_restore.operators.totals import Totals
 from airflow_tune_restore.operators.xcom import resolve_xcom
@@ -22,9 +21,6 @@ from airflow_tune_restore.version_compat import AirflowSkipException
 
 MOST_REPEATS = 1000
 """DAG runs that start each other: something is wrong if there are more."""
-
-_CONF_LENGTH = 2000
-"""Characters of a conf that the command in the log has."""
 
 
 class RepeatRunOperator(CheckedOperator):
@@ -150,16 +146,5 @@ def _start_next(row: Repetition, dag_run: Any) -> tuple[str, str]:
 
 def _describe_stop(waits: str, why: str, dag_run: Any) -> str:
     """Return what the person on call needs, if the row of DAG runs stops before its end."""
-    start = f"To start one: {_command(dag_run)}"
+    start = f"To start one: {trigger_command(dag_run)}"
     return f"{waits}, and no further DAG run is started: {why}. {start}"
-
-
-def _command(dag_run: Any) -> str:
-    """Return the command that starts a DAG run with the same conf."""
-    command = f"airflow dags trigger {quote(dag_run.dag_id)}"
-    text = json.dumps(dag_run.conf or {}, default=str)
-    if not dag_run.conf:
-        return command
-    if len(text) > _CONF_LENGTH:
-        return f"{command} --conf, with the conf of this DAG run"
-    return f"{command} --conf {quote(text)}"

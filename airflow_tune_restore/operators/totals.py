@@ -27,6 +27,7 @@ WORDS = {
     Outcome.MISFIT: "misfit",
     Outcome.RESTORED: "restored",
     Outcome.CONTINUE_SEARCH: "search goes on",
+    Outcome.NOT_STARTED: "not started",
     Outcome.WAITING: "waiting",
     Outcome.LEFT_ALONE: "left alone",
 }

@@ -45,11 +45,12 @@ class Outcome(StrEnum):
     MISFIT = "misfit"  # it was made with another trainable
     UNKNOWN = "unknown"  # no trainable is given for it
     REFUSED = "refused"  # it cannot be restored before a person has done something
+    NOT_STARTED = "not_started"  # a person was asked, and its restore was not started
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _ItemXCom:
-    """One item of a list in an XCom. `experiment` is an address with its connection id."""
+class ItemXCom:
+    """The base of the items of lists in XComs. `experiment` is an address with its connection id."""
 
     experiment: str
     _source: ClassVar[str] = ""
@@ -77,7 +78,7 @@ class _ItemXCom:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OutcomeXCom(_ItemXCom):
+class OutcomeXCom(ItemXCom):
     """The outcome of one experiment that the plan task was given: the input of the commit.
 
     Args:
@@ -113,7 +114,7 @@ class OutcomeXCom(_ItemXCom):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrialXCom(_ItemXCom):
+class TrialXCom(ItemXCom):
     """One trial to run; the plan holds the rest.
 
     Args:

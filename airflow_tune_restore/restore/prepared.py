@@ -11,6 +11,7 @@ from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.lease_watch import Watch
 from airflow_tune_restore.restore.choices import PlanChoices
+from airflow_tune_restore.restore.estimate import Course, read_course
 from airflow_tune_restore.restore.kept import NameOption, in_dag
 from airflow_tune_restore.restore.only import Only
 from airflow_tune_restore.restore.plan import RestorePlan
@@ -35,6 +36,7 @@ class PrepareOptions:
         recipes: The recipes of all experiments; None if all are restored in the same way.
         recipe: The one of this experiment, once it is known (`for_trainable`).
         most_tasks: How many tasks the trials may have (`restore.part`); None for any number.
+        reads_course: Whether it is read how far and how fast the trials run, for an estimate.
     """
 
     choices: PlanChoices = field(default_factory=PlanChoices)
@@ -49,6 +51,7 @@ class PrepareOptions:
     recipes: Recipes | None = None
     recipe: Recipe | None = None
     most_tasks: int | None = None
+    reads_course: bool = False
 
     @property
     def go_by_name(self) -> bool:
@@ -94,6 +97,7 @@ class PreparedRestore:
         nothing_to_do: Why nothing else is to do, if it only settles what a dead restore left.
         last_write: The newest write to the experiment by the store's clock (UTC); None if unknown.
         watch: The watch of another restore that holds the lease and looks dead, if there is one.
+        course: How far and how fast the trials run, if the options ask for it.
     """
 
     store: ObjectStore
@@ -107,6 +111,15 @@ class PreparedRestore:
     nothing_to_do: str = ""
     last_write: datetime | None = None
     watch: Watch | None = None
+    course: Course = field(default_factory=Course)
+
+    @property
+    def samples_to_draw(self) -> int | None:
+        """Samples that are drawn in this restore, or behind it; None if their number is unknown."""
+        if self.plan.continues_search:
+            return self.samples_left
+        is_part = self.options.takes_some or bool(self.plan.choices.trials)
+        return 0 if is_part or self.plan.searcher_lost else self.samples_left or 0
 
     @classmethod
     def of(
@@ -124,5 +137,6 @@ class PreparedRestore:
             options=options,
             samples_left=experiment.samples_left,
             searcher_lost=experiment.searcher_lost,
+            course=read_course(experiment, plan) if options.reads_course else Course(),
             **more,
         )
