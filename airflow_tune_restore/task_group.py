@@ -15,7 +15,7 @@ from airflow_tune_restore.hooks.literals import check_literals
 from airflow_tune_restore.operators.approval import BODY_KEY, SUBJECT_KEY
 from airflow_tune_restore.operators.approve_restores import (
     ApproveRestoresOperator,
-    check_approval,
+    parse_approval,
 )
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
@@ -165,13 +165,13 @@ class TuneRestoreTaskGroup(TaskGroup):
             )
         check_literals({"repeat": repeat}, ())
         check_window(repeat, until, max_duration)
-        approval = {
-            "approval_timeout": approval_timeout,
-            "approval_default": approval_default,
-            "assigned_users": assigned_users,
-            "notifiers": notifiers,
-        }
-        check_approval(require_approval, approval)
+        approval = parse_approval(
+            require_approval=require_approval,
+            approval_timeout=approval_timeout,
+            approval_default=approval_default,
+            assigned_users=assigned_users,
+            notifiers=notifiers,
+        )
         super().__init__(group_id=group_id, **pick(more, GroupArguments))
         from_dag = self.dag.default_args if self.dag else {}
         for_all = pick(more, TaskArguments)
@@ -213,28 +213,26 @@ class TuneRestoreTaskGroup(TaskGroup):
             if not in_pods:
                 run = {**place, "ray_address": ray_address, "runtime_env": runtime_env}
                 run |= {"ray_conn_id": ray_conn_id} if ray_conn_id else {}
-            to_plan = {
-                "experiments": experiments,
-                "resume_unfinished": resume_unfinished,
-                "resume_errored": resume_errored,
-                "restart_errored": restart_errored,
-                "resume_config": resume_config,
-                "ignore_tuner": ignore_tuner,
-                "trust_name": trust_name,
-                "max_attempts": max_attempts,
-                "stale_after": stale_after,
-                "storage_conn_id": storage_conn_id,
-                "ray_conn_id": ray_conn_id,
-                **place,
-                **shared,
-                **pick(more, PlanArguments),
-                **(plan_args or {}),
-            }
-            self.preview = self.approve = None
-            if require_approval:
-                to_plan |= self._ask(to_plan, approval)
-            self.plan = BuildRestorePlanOperator(**{"task_id": "plan", **to_plan})
-            self.plan << ([self.approve] if self.approve else [])
+            self._plan(
+                {
+                    "experiments": experiments,
+                    "resume_unfinished": resume_unfinished,
+                    "resume_errored": resume_errored,
+                    "restart_errored": restart_errored,
+                    "resume_config": resume_config,
+                    "ignore_tuner": ignore_tuner,
+                    "trust_name": trust_name,
+                    "max_attempts": max_attempts,
+                    "stale_after": stale_after,
+                    "storage_conn_id": storage_conn_id,
+                    "ray_conn_id": ray_conn_id,
+                    **place,
+                    **shared,
+                    **pick(more, PlanArguments),
+                    **(plan_args or {}),
+                },
+                approval,
+            )
             # storage_conn_id is in the addresses that the plan returns
             self.trial = trial_operator.partial(
                 **{
@@ -253,7 +251,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                     "task_id": "commit",
                     "outcomes": XComArg(self.plan, key=OUTCOMES_KEY),
                     **left_alone,
-                    "previewed": to_plan.get("previewed"),
+                    "previewed": self.preview and XComArg(self.preview, key=OUTCOMES_KEY),
                     **(commit_args or {}),
                 }
             )
@@ -284,20 +282,26 @@ class TuneRestoreTaskGroup(TaskGroup):
                 )
                 [self.plan, self.trial, self.commit, self.continue_search] >> again
 
-    def _ask(self, to_plan: dict[str, Any], approval: Mapping[str, Any]) -> dict[str, Any]:
-        """Add the tasks that ask a person, and return the arguments with which a plan minds the answer."""
-        preview = PreviewRestoreOperator(**{"task_id": "preview", **to_plan})
+    def _plan(self, arguments: Mapping[str, Any], approval: Mapping[str, Any] | None) -> None:
+        """Add the task `plan`; with an approval, behind `preview` and `approve`."""
+        self.preview: PreviewRestoreOperator | None = None
+        self.approve: ApproveRestoresOperator | None = None
+        if approval is None:
+            self.plan = BuildRestorePlanOperator(**{"task_id": "plan", **arguments})
+            return
+        self.preview = PreviewRestoreOperator(**{"task_id": "preview", **arguments})
         self.approve = ApproveRestoresOperator(
             task_id="approve",
-            subject=XComArg(preview, key=SUBJECT_KEY),
-            body=XComArg(preview, key=BODY_KEY),
-            response_timeout=approval["approval_timeout"],
-            defaults=approval["approval_default"],
-            assigned_users=approval["assigned_users"],
-            notifiers=approval["notifiers"],
+            subject=XComArg(self.preview, key=SUBJECT_KEY),
+            body=XComArg(self.preview, key=BODY_KEY),
+            **approval,
         )
-        self.preview = preview
-        return {"approved": preview.output, "previewed": XComArg(preview, key=OUTCOMES_KEY)}
+        approved = {
+            "approved": self.preview.output,
+            "previewed": XComArg(self.preview, key=OUTCOMES_KEY),
+        }
+        self.plan = BuildRestorePlanOperator(**{"task_id": "plan", **arguments, **approved})
+        self.approve >> self.plan
 
 
 def _pod_operators() -> tuple[Any, Any]:

@@ -168,7 +168,9 @@ def _how(draft: _Draft) -> str:
     """Return how one experiment is restored, in sentences of this package."""
     plan, restore = draft.plan, draft.restore
     to_run = share(len(plan.to_run), len(plan.trials), "trial")
-    way = "in one run of all its trials" if plan.is_whole_experiment else "each in its own run"
+    way = "each in a run of its own" if len(plan.to_run) > 1 else "in a run of its own"
+    if plan.is_whole_experiment:
+        way = "in one run of the whole experiment"
     sentences = [f"{to_run} to run, {way}" if plan.to_run else "No recorded trial runs"]
     if plan.waiting:
         sentences.append(f"{plan.waiting} more wait for the next DAG run")

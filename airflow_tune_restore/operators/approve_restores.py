@@ -64,30 +64,40 @@ class ApproveRestoresOperator(ApprovalOperator):
             ) from None
 
 
-def check_approval(require_approval: Any, others: Mapping[str, Any]) -> None:
-    """Check the literals of an approval when the DAG is parsed.
+def parse_approval(*, require_approval: Any, **others: Any) -> dict[str, Any] | None:
+    """Check, when the DAG is parsed, the arguments of the group that are about its approval.
 
-    `others` are `approval_timeout`, `approval_default`, `assigned_users` and `notifiers`.
+    Returns:
+        Arguments of `ApproveRestoresOperator`; None without `require_approval`.
 
     Raises:
         InvalidInputError: If one is not valid, or is given without `require_approval`.
     """
     check_literals({"require_approval": require_approval, **others}, ())
     given = [name for name, value in others.items() if value is not None]
-    if given and not require_approval:
-        raise InvalidInputError(
-            f"{' and '.join(given)} needs require_approval=True: nobody is asked without it."
-        )
-    default = others["approval_default"]
+    if not require_approval:
+        if given:
+            raise InvalidInputError(
+                f"{' and '.join(given)} needs require_approval=True: nobody is asked without it."
+            )
+        return None
+    timeout, default = others["approval_timeout"], others["approval_default"]
     if default not in (None, *_CHOICES):
         raise InvalidInputError(
             f"approval_default={default!r} is not one of {', '.join(_CHOICES)}."
         )
-    if default is not None and others["approval_timeout"] is None:
+    if default is not None and timeout is None:
         raise InvalidInputError(
             f"approval_default={default!r} needs approval_timeout=: it is the answer after it."
         )
-    _check_users(others["assigned_users"])
+    users, notifiers = others["assigned_users"], others["notifiers"]
+    _check_users(users)
+    return {
+        "response_timeout": timeout,
+        "defaults": default,
+        "assigned_users": users,
+        "notifiers": notifiers,
+    }
 
 
 def _check_users(users: Any) -> None:

@@ -54,7 +54,7 @@ class PreviewRestoreOperator(PrepareRestoresOperator):
         others = [each for each in batch.outcomes if each.experiment not in prepared]
         page = ApprovalPage.build(prepared, others)
         self.log.info("%s", page.subject)
-        for line in page.body.splitlines():
+        for line in filter(None, page.body.splitlines()):
             self.log.info("%s", line)
         ti.xcom_push(SUBJECT_KEY, page.subject)
         ti.xcom_push(BODY_KEY, page.body)

@@ -30,7 +30,9 @@ def make_context(*, user: str | None = None, **identity: Any) -> Any:
     """Return a context; `context["ti"].pushed` holds what was pushed. `user` triggered the DAG run."""
     return {
         "ti": FakeTaskInstance(**identity),
-        "dag_run": SimpleNamespace(triggering_user_name=user, start_date=None),
+        "dag_run": SimpleNamespace(
+            dag_id="nightly", conf={}, triggering_user_name=user, start_date=None
+        ),
     }
 
 
