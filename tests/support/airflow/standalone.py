@@ -136,6 +136,46 @@ class Airflow:
 
         return self.eventually(end)
 
+    def request(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
+        """Wait until a task asks a person, and return what Airflow's UI gets to show."""
+
+        def asked() -> dict[str, Any] | None:
+            state = self.states(dag_id, run_id).get(task_id)
+            path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/hitlDetails?response_received=false"
+            if state not in (["awaiting_input"], ["deferred"]):  # the latter before 3.3
+                assert state not in (["failed"], ["skipped"], ["upstream_failed"]), state
+                return None
+            found = self.call("GET", path)["hitl_details"]
+            return next(
+                (each for each in found if each["task_instance"]["task_id"] == task_id), None
+            )
+
+        return self.eventually(asked)
+
+    def answer(self, dag_id: str, run_id: str, task_id: str, choice: str) -> None:
+        """Answer as the UI does, and again if Airflow lost the answer and tries the task again.
+
+        Airflow 3.3.2 fails a task that is answered before its scheduler knows that the worker is done.
+        """
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/-1/hitlDetails"
+
+        def answered() -> bool:
+            if self.states(dag_id, run_id)[task_id] in (["awaiting_input"], ["deferred"]):
+                with contextlib.suppress(urllib.error.HTTPError):  # it has the answer
+                    self.call("PATCH", path, {"chosen_options": [choice], "params_input": {}})
+            return self.states(dag_id, run_id)[task_id] in (["success"], ["failed"])
+
+        self.request(dag_id, run_id, task_id)
+        self.eventually(answered)
+
+    def clear(self, dag_id: str, run_id: str, task_id: str) -> None:
+        """Clear a task with its downstream tasks."""
+        body = {
+            "dry_run": False, "only_failed": False, "reset_dag_runs": True, "dag_run_id": run_id,
+            "task_ids": [task_id], "include_downstream": True,
+        }  # fmt: skip
+        self.call("POST", f"/api/v2/dags/{dag_id}/clearTaskInstances", body)
+
     def state(self, dag_id: str, run_id: str) -> str:
         """Return the state of a run."""
         return self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")["state"]
