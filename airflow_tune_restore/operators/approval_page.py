@@ -186,7 +186,7 @@ def _how(draft: _Draft) -> str:
         )
     state = plan.base.name
     sentences.append(f"Drafted from {code(state)}" if state else "It was never started")
-    return ". ".join(sentences) + "."
+    return ". ".join(text[0].upper() + text[1:] for text in sentences) + "."
 
 
 def _row(trial: TrialPlan, effort: Effort) -> tuple[str, ...]:

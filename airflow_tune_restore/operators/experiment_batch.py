@@ -230,17 +230,21 @@ class ExperimentBatch:
                 f"Nothing to restore. {reasons or 'No experiment was given.'}"
             )
 
-    def fail_without(self, work: Collection[str]) -> None:
-        """Fail the task if nothing is to be restored, and a person is needed for that.
+    def stop_unless(self, work: Collection[str]) -> None:
+        """End the task if there is no work: nobody is to be asked.
 
         Raises:
-            AirflowFailException: With the reasons.
+            AirflowFailException: If a person must do something first, with the reasons.
+            AirflowSkipException: Otherwise.
         """
-        if not work:
-            needed = [each for each in self.outcomes if each.is_refused]
+        if work:
+            return
+        needed = [each for each in self.outcomes if each.is_refused]
+        if needed:
             raise AirflowFailException(
                 f"Nothing can be restored before a person has done something. {_reasons(needed)}"
             )
+        raise AirflowSkipException(f"Nothing to restore. {_reasons(self.outcomes)}")
 
     def _decide(self, address: str, outcome: Outcome, reason: str = "", **more: Any) -> None:
         self._may_pass.discard(address)

@@ -50,7 +50,7 @@ class PreviewRestoreOperator(PrepareRestoresOperator):
             ti.xcom_push(xcom.OUTCOMES_KEY, batch.to_xcom())
         batch.log(self.log)
         batch.stop_without_work(has_tries=ti.try_number <= ti.max_tries)
-        batch.fail_without(prepared)
+        batch.stop_unless(prepared)
         others = [each for each in batch.outcomes if each.experiment not in prepared]
         page = ApprovalPage.build(prepared, others)
         self.log.info("%s", page.subject)

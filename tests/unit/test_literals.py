@@ -136,6 +136,33 @@ def test_operators_of_the_admin_dag_refuse_an_address_mapped_or_not(operator, va
         operator.partial(task_id="admin", **{name: value})
 
 
+APPROVAL = [
+    ({"require_approval": "yes"}, "require_approval='yes' is neither True nor False"),
+    ({"approval_timeout": 60}, "approval_timeout needs require_approval=True"),
+    (
+        {"approval_default": "Reject", "assigned_users": []},
+        "approval_default and assigned_users needs",
+    ),
+    ({"notifiers": []}, "notifiers needs require_approval=True"),
+    ({"require_approval": True, "approval_timeout": 0}, "approval_timeout=0"),
+    ({"require_approval": True, "approval_timeout": "{{ params.wait }}"}, "does not render"),
+    (
+        {"require_approval": True, "approval_timeout": 1, "approval_default": "yes"},
+        "approval_default='yes' is not one of Approve, Reject",
+    ),
+    ({"require_approval": True, "approval_default": "Reject"}, "needs approval_timeout="),
+    ({"require_approval": True, "assigned_users": ["me"]}, "is not a list of users"),
+    ({"require_approval": True, "assigned_users": "me"}, "is not a list of users"),
+    ({"require_approval": True, "assigned_users": {"id": "1"}}, "is not a list of users"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), APPROVAL)
+def test_the_group_refuses_what_is_wrong_with_an_approval(given, words):
+    with DAG("d"), pytest.raises(InvalidInputError, match=words):
+        TuneRestoreTaskGroup(trainable="m:train", prefix="/a", **given)
+
+
 def test_only_a_plan_may_do_without_a_trainable():
     BuildRestorePlanOperator(task_id="plan", experiments="/a", trainable=None)
     with DAG("d"), pytest.raises(InvalidInputError, match="trainable=None names no trainable"):

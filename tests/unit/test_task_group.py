@@ -9,13 +9,13 @@ import pytest
 from airflow.sdk import DAG, BaseOperator, BaseSensorOperator, TaskGroup
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.group_arguments import (
     FindArguments,
     GroupArguments,
     PlanArguments,
     TaskArguments,
 )
+from airflow_tune_restore.operators.prepare_restores import PrepareRestoresOperator
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
 from tests.support import ROOT
@@ -38,6 +38,51 @@ def test_with_a_prefix_it_finds_plans_runs_and_commits():
         "restore.continue_search": {"restore.commit"},
         "restore.done": {"restore.trial", "restore.commit", "restore.continue_search"},
     }
+
+
+def test_with_an_approval_a_preview_and_a_person_come_before_the_plan():
+    users = [{"id": "1", "name": "alice"}]
+    dag = dag_with(
+        prefix="/data",
+        require_approval=True,
+        approval_timeout=timedelta(hours=8),
+        approval_default="Reject",
+        assigned_users=users,
+        execution_timeout=timedelta(hours=1),
+        max_trials=5,
+        plan_args={"strategy": "per_trial"},
+        retries=4,
+    )
+    preview, approve, plan, commit = (
+        dag.task_dict[f"restore.{name}"] for name in ("preview", "approve", "plan", "commit")
+    )
+    assert preview.upstream_task_ids == {"restore.find"}
+    assert approve.upstream_task_ids == {"restore.preview"}
+    assert plan.upstream_task_ids == {"restore.find", "restore.approve"}
+    assert (
+        (preview.max_trials, preview.strategy)
+        == (plan.max_trials, plan.strategy)
+        == (5, "per_trial")
+    )
+    assert (approve.defaults, approve.assigned_users) == (["Reject"], users)
+    waits = {getattr(approve, name, None) for name in ("response_timeout", "execution_timeout")}
+    assert waits - {None} == {timedelta(hours=8)}  # and not that of the tasks that work
+    assert (preview.execution_timeout, preview.retries, approve.retries) == (
+        timedelta(hours=1),
+        4,
+        4,
+    )
+    assert commit.previewed.key == plan.previewed.key == "outcomes"
+    again = DagSerialization.from_dict(DagSerialization.to_dict(dag))
+    assert again.task_dict["restore.approve"].task_type == "ApproveRestoresOperator"
+
+
+def test_without_a_timeout_an_approval_waits_for_ever():
+    dag = dag_with(
+        prefix="/data", require_approval=True, default_args={"execution_timeout": timedelta(1)}
+    )
+    approve = dag.task_dict["restore.approve"]
+    assert getattr(approve, "response_timeout", None) is approve.execution_timeout is None
 
 
 def test_with_experiments_it_looks_for_none():
@@ -189,7 +234,7 @@ def test_every_argument_of_sensor_and_plan_can_be_given_to_the_group():
     sensor = arguments_of(FailedTuneExperimentSensor.__init__, BaseSensorOperator.__init__)
     assert own | FindArguments.__annotations__.keys() >= sensor
     assert sensor >= FindArguments.__annotations__.keys()
-    plan = arguments_of(BuildRestorePlanOperator.__init__)
+    plan = arguments_of(PrepareRestoresOperator.__init__)
     assert own | PlanArguments.__annotations__.keys() >= plan
     assert plan >= PlanArguments.__annotations__.keys()
 

@@ -10,6 +10,7 @@ from airflow_tune_restore.hooks.xcom_size import MAX_XCOM_BYTES, unpack
 from airflow_tune_restore.operators.approval import ApprovedXCom, approved_to_xcom
 from airflow_tune_restore.operators.approval_page import MAX_PAGE_BYTES, describe_hours
 from airflow_tune_restore.operators.preview_restore import PreviewRestoreOperator
+from airflow_tune_restore.protocol.check import CheckAnswer, Problem
 from airflow_tune_restore.restore.estimate import Hours
 from tests.support.airflow.context import make_context
 from tests.support.airflow.states import FAILED, RETRIED, SKIPPED, SUCCESS, run
@@ -104,6 +105,13 @@ def test_if_only_a_person_can_help_it_fails_with_the_reasons(tmp_path):
     assert pushed["outcomes"][0]["outcome"] == "refused"
 
 
+def test_a_misfit_alone_is_nothing_to_approve(errored, launcher):
+    launcher.answer = CheckAnswer(experiment="", problem=Problem.MISFIT, message="other")
+    state, _, pushed = run(preview(errored, trainable="m:train", launcher="local"))
+    assert state == SKIPPED
+    assert pushed["outcomes"][0]["outcome"] == "misfit"
+
+
 def test_an_error_that_may_pass_is_retried(errored, monkeypatch):
     from airflow_tune_restore.exceptions import StorageError
     from airflow_tune_restore.operators import prepare_restores
@@ -128,7 +136,7 @@ def test_a_coupled_run_and_a_plan_that_only_ends_trials_are_named(tmp_path):
         tmp_path / "e", [make_row("a", status="RUNNING"), make_row("b", status="ERROR")]
     )
     _, _, pushed = run(preview(made, strategy="whole_experiment"))
-    assert "all 2 trials to run, in one run of the whole experiment" in pushed["body"]
+    assert "All 2 trials to run, in one run of the whole experiment" in pushed["body"]
     _, _, pushed = run(preview(made, resume_errored=False, resume_unfinished=False))
     assert "No recorded trial runs. 1 become TERMINATED without a run" in pushed["body"]
     assert pushed["subject"].startswith("Restore 0 trials of 1 experiment: 0 GPU-hours")
