@@ -66,6 +66,8 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "operators": modules(
+            "operators.preview_restore",
+            "operators.approve_restores",
             "operators.build_restore_plan",
             "operators.restore_trial",
             "operators.commit_restore",

@@ -41,10 +41,10 @@ class _Draft:
 
 @dataclass(frozen=True, slots=True)
 class ApprovalPage:
-    """What a person approves: the subject and the body, both Markdown of bounded size.
+    """The page that a person approves: subject and body, both Markdown of bounded size.
 
-    The body has the sums first, then the experiments, their trials, and what is not restored, as far as
-    there is room.
+    The subject has the sums. The body has the experiments, then what is not restored, then the trials of
+    each experiment, as far as there is room. Airflow shows the subject above the body.
     """
 
     subject: str
@@ -68,7 +68,7 @@ class ApprovalPage:
         hours = total(draft.estimate.hours for draft in estimated)
         headline = f"{_count(estimated)}: {describe_hours(hours)}"
         sections = [
-            [f"**{headline}**", "", *_about(hours)],
+            _about(hours),
             *([_experiments(estimated)] if len(estimated) > 1 else []),
             *([_left(others)] if others else []),
             *map(_trials, estimated),

@@ -150,7 +150,7 @@ class ExperimentBatch:
 
     @property
     def outcomes(self) -> list[OutcomeXCom]:
-        """What became of the experiments, in the order in which they were given."""
+        """The outcomes so far, in the order in which the experiments were given."""
         known = (self._outcomes.get(address) for address in self.places)
         return [each for each in known if each is not None]
 
@@ -231,7 +231,7 @@ class ExperimentBatch:
             )
 
     def stop_unless(self, work: Collection[str]) -> None:
-        """End the task if there is no work: nobody is to be asked.
+        """End the task unless there is work: nobody is to be asked.
 
         Raises:
             AirflowFailException: If a person must do something first, with the reasons.

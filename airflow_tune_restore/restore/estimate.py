@@ -57,7 +57,7 @@ class Hours:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """What a trial, or all samples together, still need.
+    """The rest of the run of a trial, or of all samples together.
 
     Args:
         start: The iteration they start after.
@@ -72,7 +72,7 @@ class Effort:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a restore still needs.
+    """All that a restore still needs.
 
     Args:
         trials: By trial id, in the order of the plan.

@@ -35,6 +35,7 @@ def test_no_operator_sensor_or_trigger_is_forgotten():
         *(
             "RecipeOperator",
             "PrepareRestoresOperator",
+            "ApprovalOperator",
             "CheckedOperator",
             "CheckedOperator, BaseSensorOperator",
             "BaseHook",

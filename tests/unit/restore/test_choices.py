@@ -12,7 +12,7 @@ import typer
 from airflow_tune_restore.cli.commands import app
 from airflow_tune_restore.cli.options import PlanOptions
 from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError
-from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
+from airflow_tune_restore.operators.prepare_restores import PrepareRestoresOperator
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags
@@ -37,8 +37,8 @@ def store():
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_choice_is_an_argument_and_a_shell_option_and_documented(name):
-    assert name in inspect.signature(BuildRestorePlanOperator.__init__).parameters
-    assert name in BuildRestorePlanOperator.template_fields
+    assert name in inspect.signature(PrepareRestoresOperator.__init__).parameters
+    assert name in PrepareRestoresOperator.template_fields
     assert name in {field.name for field in fields(PlanOptions)}
     documented = (ROOT / "docs" / "choosing-flags.md").read_text()
     assert f"`{name}" in documented
