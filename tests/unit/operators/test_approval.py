@@ -1,6 +1,8 @@
 """The plan task behind a yes: it starts what was shown, or nothing."""
 
 import json
+import os
+import time
 
 import pytest
 
@@ -8,13 +10,14 @@ from airflow_tune_restore.operators.approval import ApprovedXCom
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.preview_restore import PreviewRestoreOperator
+from airflow_tune_restore.protocol import layout, lease_watch
 from airflow_tune_restore.restore.release import release_trials
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.version_compat import AirflowFailException, AirflowSkipException
 from tests.support.airflow.context import make_context
 from tests.support.airflow.states import FAILED, SKIPPED, SUCCESS, run
 from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state
-from tests.support.records import night
+from tests.support.records import leave_attempt, night, start_night
 
 FLAGS = {"resume_errored": True, "stale_after": 0, "launcher": "ray"}
 
@@ -25,12 +28,12 @@ def two(errored, tmp_path):
     return [errored, make_experiment(tmp_path / "other", [make_row("b1", status="ERROR")])]
 
 
-def show(experiments, **flags):
+def show(experiments, context=None, **flags):
     """Return what plan and commit get from a preview."""
     operator = PreviewRestoreOperator(
         task_id="preview", experiments=[str(e) for e in experiments], **{**FLAGS, **flags}
     )
-    _, returned, pushed = run(operator)
+    _, returned, pushed = run(operator, context)
     return {"approved": returned, "previewed": pushed["outcomes"]}
 
 
@@ -128,6 +131,22 @@ def test_after_its_commit_a_cleared_plan_needs_a_new_yes(errored):
     night(open_store(str(errored)), "the-night", trial_id="a1")
     with pytest.raises(AirflowFailException, match="was approved, and its newest state is"):
         plan([errored], shown).execute(make_context())
+
+
+def test_what_a_restore_that_died_has_left_is_committed_first(errored, monkeypatch):
+    store = open_store(str(errored))
+    dead = start_night(store, "dead")
+    leave_attempt(store, dead, "a1", result="finished")
+    monkeypatch.setattr(lease_watch, "MAX_WATCH_SECONDS", 0.0)
+    for key in (layout.lease_claim_key(1), layout.lease_heartbeat_key(1)):
+        os.utime(errored / key, (time.time() - 200,) * 2)  # noqa: TID251
+    context = make_context()
+    shown = show([errored], context=context)
+    assert "A restore that died may have left results" in context["ti"].pushed["body"]
+    assert shown["approved"][0]["sha256"] == dead.base.sha256
+    _, items, pushed = run(plan([errored], shown))
+    assert [item["trial_id"] for item in items] == ["a3"]  # the other one has finished since
+    assert pushed["outcomes"][0]["outcome"] == "restored"
 
 
 def test_what_was_not_shown_is_left_alone(two, tmp_path):
