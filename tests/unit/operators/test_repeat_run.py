@@ -20,7 +20,7 @@ from airflow.sdk.execution_time.comms import (
 )
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.operators import repeat_run
+from airflow_tune_restore.operators import next_step, repeat_run
 from airflow_tune_restore.operators.repeat_run import RepeatRunOperator
 from airflow_tune_restore.operators.repeat_window import Repetition, end_of_window
 from airflow_tune_restore.operators.totals import Totals
@@ -184,9 +184,9 @@ def test_the_log_has_all_that_the_person_on_call_needs(line, capfd):
 
 
 def test_the_command_can_be_copied_into_a_shell(tmp_path):
-    words = shlex.split(repeat_run._command(context(conf={"a b": "it's"})["dag_run"]))
+    words = shlex.split(next_step.trigger_command(context(conf={"a b": "it's"})["dag_run"]))
     assert json.loads(words[-1]) == {"a b": "it's"}
-    assert repeat_run._command(context()["dag_run"]) == "airflow dags trigger nightly"
+    assert next_step.trigger_command(context()["dag_run"]) == "airflow dags trigger nightly"
 
 
 @pytest.mark.parametrize(

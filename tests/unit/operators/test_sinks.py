@@ -22,6 +22,7 @@ from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOp
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
 from airflow_tune_restore.operators.list_quarantine import ListQuarantineOperator
+from airflow_tune_restore.operators.preview_restore import PreviewRestoreOperator
 from airflow_tune_restore.operators.release_trial import ReleaseTrialOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.operators.undo_commit import UndoCommitOperator
@@ -118,9 +119,11 @@ class Sinks(logging.Handler):
         """Execute an operator; what it returns and pushes is sent."""
         context = context or make_context()
         returned = self.step(lambda: operator.execute(context))
-        for value in (returned, *context["ti"].pushed.values()):
+        pushed = context["ti"].pushed
+        lines = pushed.get("body", "").split("\n")  # a page: the only text of many lines
+        for value in (returned, *({**pushed, "body": lines}).values()):
             check_sent(value, trials=10)
-        return returned, context["ti"].pushed
+        return returned, pushed
 
 
 @pytest.fixture
@@ -206,9 +209,13 @@ def test_a_night_over_planted_storage_shows_nothing_of_it(
         FailedTuneExperimentSensor(task_id="find", prefix=str(sweep.parent), stale_after=0)
     )
     check_sent(_event(sweep, monkeypatch), trials=10)
-    plan = BuildRestorePlanOperator(
-        task_id="plan", experiments=found, resume_errored=True, stale_after=0, strategy="per_trial"
-    )
+    flags = {
+        "experiments": found, "resume_errored": True, "stale_after": 0, "strategy": "per_trial"
+    }  # fmt: skip
+    shown, previewed = sinks.run(PreviewRestoreOperator(task_id="preview", **flags))
+    assert shown
+    approved = {"approved": shown, "previewed": previewed["outcomes"]}
+    plan = BuildRestorePlanOperator(task_id="plan", **flags, **approved)
     sinks.run(plan)  # a claim that is no restore's is settled, or told of
     store.put(layout.lease_release_key(1), b"{}")
     items, pushed = sinks.run(plan)
