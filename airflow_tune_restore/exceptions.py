@@ -197,8 +197,11 @@ class LeaseHeldError(TuneRestoreError):
     found: str = ""
 
     def __str__(self) -> str:
+        what = (
+            "the running sweep of" if self.restore_id.startswith("sweep-") else "being restored by"
+        )  # names.is_sweep
         return (
-            f"{self.experiment} is being restored by {self.holder} (restore {self.restore_id}, lease "
+            f"{self.experiment} is {what} {self.holder} (restore {self.restore_id}, lease "
             f"taken {self.taken}, last heartbeat {self.seconds_ago:.0f} s ago). Nothing was started. "
             "Wait until it ends, or until its lease expires."
             f"{self.found and f' {self.found}.'}"

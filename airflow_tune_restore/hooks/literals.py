@@ -133,6 +133,7 @@ _PARSERS: dict[str, _Parser] = {
     **dict.fromkeys(("stale_after", "poll_interval"), arguments.parse_span),
     **dict.fromkeys(("include", "exclude"), arguments.parse_globs),
     "check_timeout": arguments.parse_limit,
+    "entrypoint": arguments.parse_entrypoint,
     "health": lambda _, value: arguments.parse_health(value),
     "imports": _parse_imports,
     "launcher": _parse_launcher,
