@@ -90,10 +90,10 @@ class LocalAttempt:
             )
             self._process = process = launcher.start(request)
             last: deque[str] = deque(maxlen=LAST_LINES)
-            shown = RunnerLog(self._log, plan.metric)
+            shown = RunnerLog(self._log, plan.metric, of_many=is_whole)
             try:
                 for line in process.lines():
-                    last.append(describe_line(line, plan.metric))
+                    last.append(describe_line(line, plan.metric, of_many=is_whole))
                     shown.show(line)
                 exit_code = process.wait()
                 self._process = None

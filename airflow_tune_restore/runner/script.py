@@ -163,5 +163,5 @@ def describe_exit(exit_code: int) -> str:
     """Return an exit code of the script in words."""
     if exit_code < 0:
         with contextlib.suppress(ValueError):
-            return f"{signal.Signals(-exit_code).name} ended it"
-    return f"its exit code was {exit_code}"
+            return f"{signal.Signals(-exit_code).name} ended the script"
+    return f"the exit code of the script was {exit_code}"

@@ -14,9 +14,6 @@ from airflow_tune_restore.runner.script import Script, describe_exit
 from airflow_tune_restore.runner.signals import StopRequestedError, StopSignals
 from airflow_tune_restore.storage.base import ObjectStore
 
-EXIT_CODE = "ExitCode"
-"""The error type of a script that failed, in the place of the type of an exception."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -76,10 +73,10 @@ class Sweep:
             return Ending(Result.REFUSED, InvalidInputError.__name__, str(error))
         except StopRequestedError:
             exit_code = self._script.stop()
-            how = describe_exit(exit_code) if exit_code is not None else "it was not started"
-            return Ending(Result.INTERRUPTED, INTERRUPTED, f"the script was stopped: {how}")
+            how = "it had not started" if exit_code is None else describe_exit(exit_code)
+            return Ending(Result.INTERRUPTED, INTERRUPTED, f"the script was stopped; {how}")
         if exit_code:
-            return Ending(Result.FAILED, EXIT_CODE, describe_exit(exit_code))
+            return Ending(Result.FAILED, error=describe_exit(exit_code))
         return Ending(Result.FINISHED)
 
     def _find_state(self) -> str:

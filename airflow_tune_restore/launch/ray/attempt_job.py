@@ -69,7 +69,8 @@ class RayAttemptJob:
 
     def __post_init__(self) -> None:
         """Show what the job prints in the log of the task."""
-        self._shown = RunnerLog(self.log, self.plan.metric)
+        is_whole = self.trial_id == layout.WHOLE_EXPERIMENT
+        self._shown = RunnerLog(self.log, self.plan.metric, of_many=is_whole)
 
     @property
     def unit(self) -> str:
