@@ -1,8 +1,8 @@
 """A sweep whose retries restore it: one task, and no other recovery.
 
-The task runs the script of the sweep. If a trial fails, or if the driver dies, Airflow tries the task again,
-and the try restores the sweep: trials that failed or were cut off continue from their checkpoints, the others
-stay as they are. The task succeeds when all trials have finished.
+The task runs the script of the sweep. If a trial fails, or if the driver dies, Airflow tries the task
+again, and the try restores the sweep: trials that failed or were cut off continue from their checkpoints,
+the others stay as they are. The task succeeds when all trials have finished.
 """
 
 import os
