@@ -96,7 +96,7 @@ class SweepRun:
 
     @property
     def base_id(self) -> str:
-        """What the ids of the task's restores and sweeps are made from."""
+        """The text that the ids of the task's restores and sweeps are made from."""
         return restore_id_for(self.context, self.store.uri)
 
     def next_task(self) -> AttemptTask | None:
@@ -240,8 +240,8 @@ def _conclude_script(task: AttemptTask, outcome: RunnerOutcome, log: "Logger") -
     report = look_at(store)
     if report is None and result is Result.FINISHED:
         raise InvalidInputError(
-            f"The script ended with exit code 0, and {store.uri} is no experiment. Let experiment= be "
-            "the storage_path of its RunConfig, a slash, and the name of its RunConfig; "
+            f"The script ended with exit code 0, but {store.uri} is not an experiment. Let experiment= "
+            "be the storage_path of its RunConfig, a slash, and the name of its RunConfig; "
             "TUNE_RESTORE_STORAGE_PATH and TUNE_RESTORE_NAME hold both for the script."
         )
     if report is None:

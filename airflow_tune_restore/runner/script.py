@@ -56,7 +56,7 @@ class Script:
         """Start it, unless it was killed.
 
         Raises:
-            InvalidInputError: If the request has no command line, or there is no shell.
+            InvalidInputError: If the request has no command line, or if no shell exists here.
         """
         command = self._request.entrypoint
         if not command:

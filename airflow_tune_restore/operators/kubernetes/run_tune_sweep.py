@@ -72,7 +72,7 @@ class RunTuneSweepKubernetesOperator(RunnerPodOperator):
 
     @contextmanager
     def plain_errors(self, context: Context) -> Iterator[None]:
-        """Raise errors as Airflow's; commit a restore that broke off, and release a dead script's lease."""
+        """Raise errors as Airflow's; commit a restore that broke off, release a dead script's lease."""
 
         def open_store() -> Any:
             return self.open_experiment().store

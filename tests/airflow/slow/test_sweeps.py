@@ -78,6 +78,7 @@ def test_a_worker_that_is_killed_attaches_and_a_cleared_task_restores(
     body = {"dry_run": False, "task_ids": ["sweep"], "dag_run_id": sweep.run_id}
     body |= {"only_failed": False, "reset_dag_runs": True}
     running.call("POST", f"/api/v2/dags/{sweep.dag_id}/clearTaskInstances", body)
+    running.eventually(lambda: jobs(cluster, sweep.name)[0]["status"] == "STOPPED")
     sweep.open(FIRST)
     sweep.finish()
     first, *others = jobs(cluster, sweep.name)

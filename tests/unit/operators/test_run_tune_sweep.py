@@ -197,7 +197,7 @@ def test_a_script_that_fails_after_all_trials_have_finished_fails_for_good(place
 
 def test_a_script_that_makes_no_experiment_is_told_where_it_was_looked_for(place, launcher, store):
     launcher.on_start = partial(leave_outcome, store)
-    with pytest.raises(AirflowFailException, match=r"is no experiment\. Let experiment= be"):
+    with pytest.raises(AirflowFailException, match=r"is not an experiment\. Let experiment="):
         run(place)
 
 
