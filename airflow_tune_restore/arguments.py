@@ -178,6 +178,15 @@ def _read_words(key: Any, value: Any) -> Any:
     return _split_ids(value) if is_list else value
 
 
+def parse_entrypoint(name: str, value: Any) -> str:
+    """Parse the command line of a script."""
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidInputError(
+            f"{name}={value!r} is not a command line, such as 'python sweep.py'. Nothing was started."
+        )
+    return value
+
+
 def parse_trainable(name: str, value: Any) -> Any:
     """Return the trainable, as text or a mapping, also where a template rendered a mapping to text.
 

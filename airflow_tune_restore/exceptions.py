@@ -197,11 +197,12 @@ class LeaseHeldError(TuneRestoreError):
     found: str = ""
 
     def __str__(self) -> str:
+        is_sweep = self.restore_id.startswith("sweep-")  # names.SWEEP_PREFIX
         return (
-            f"{self.experiment} is being restored by {self.holder} (restore {self.restore_id}, lease "
-            f"taken {self.taken}, last heartbeat {self.seconds_ago:.0f} s ago). Nothing was started. "
-            "Wait until it ends, or until its lease expires."
-            f"{self.found and f' {self.found}.'}"
+            f"{self.experiment} is {'the running sweep of' if is_sweep else 'being restored by'} "
+            f"{self.holder} (restore {self.restore_id}, lease taken {self.taken}, last heartbeat "
+            f"{self.seconds_ago:.0f} s ago). Nothing was started. Wait until it ends, or until its lease "
+            f"expires.{self.found and f' {self.found}.'}"
         )
 
 

@@ -4,7 +4,8 @@
 
 One of its four trials raises at iteration 4, unless EXAMPLE_SWEEP_REPAIRED=1 is set. That stands for a
 bug that is fixed, or for a node with more memory. `--seconds` makes the sweep slow enough to kill its
-driver. A DAG processor can import this file without Ray.
+driver. `RunTuneSweepOperator` sets variables with the place of the experiment. In a Ray job, it joins
+the cluster. A DAG processor can import this file without Ray.
 """
 
 import argparse
@@ -46,15 +47,27 @@ def is_repaired() -> bool:
 def main() -> int:
     """Run the sweep and return its exit code: 0 if all trials finished, else 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--storage-path", required=True, help="local directory or s3:// URL")
-    parser.add_argument("--name", default="sweep", help="name of the experiment")
+    parser.add_argument(
+        "--storage-path",
+        default=os.environ.get("TUNE_RESTORE_STORAGE_PATH"),
+        required="TUNE_RESTORE_STORAGE_PATH" not in os.environ,
+        help="local directory or s3:// URL",
+    )
+    parser.add_argument(
+        "--name",
+        default=os.environ.get("TUNE_RESTORE_NAME", "sweep"),
+        help="name of the experiment",
+    )
     parser.add_argument("--seconds", type=float, default=0.0, help="length of an iteration")
     options = parser.parse_args()
 
     import ray
     from ray import tune
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False)
+    if "RAY_ADDRESS" in os.environ:
+        ray.init()
+    else:
+        ray.init(address="local", num_cpus=2, include_dashboard=False)
     results = tune.Tuner(
         train,
         param_space={

@@ -1,27 +1,28 @@
-"""A sweep whose task reports its own failure, and the DAG that then restores only that experiment.
+"""A sweep whose task reports its failure when its retries are used up, and the DAG that then restores it.
 
-`sweep_that_reports` runs a sweep. When its task has failed without a further retry,
+`sweep_that_reports` runs a sweep. A retry restores it. When the last try has failed, too,
 `TriggerRecoveryNotifier` starts `recover_experiment` with the experiment's address in its conf. You can
-also start that DAG by hand.
+also start that DAG by hand, when the cause of the failures is gone.
 """
 
 import os
-import subprocess
-import sys
+import shlex
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 
-from airflow.sdk import DAG, Param, task
+from airflow.sdk import DAG, Param
 
 from airflow_tune_restore.notifications.trigger_recovery import TriggerRecoveryNotifier
+from airflow_tune_restore.operators.run_tune_sweep import RunTuneSweepOperator
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
 
-SCRIPT = Path(__file__).with_name("example_sweep.py")
+SCRIPT = shlex.quote(Path(__file__).with_name("example_sweep.py").as_posix())
 STORAGE_PATH = (
     os.environ.get("TUNE_RESTORE_PREFIX")
     or Path(tempfile.gettempdir(), "tune_restore_example").as_posix()
 )
-NAME = "sweep_{{ dag_run.run_after | ts_nodash }}"
+EXPERIMENT = "{{ params.storage_path }}/sweep_{{ dag_run.run_after | ts_nodash }}"
 
 with DAG(
     "sweep_that_reports",
@@ -33,26 +34,23 @@ with DAG(
         "storage_path": Param(
             STORAGE_PATH,
             type="string",
-            description="Local directory or s3:// URL; credentials come from the environment.",
+            description="Local directory, or s3://my_aws_conn@bucket/prefix.",
         ),
     },
 ):
-
-    @task(
-        retries=0,
+    RunTuneSweepOperator(
+        task_id="sweep",
+        entrypoint=f"python {SCRIPT}",  # without the repair, its retry fails, too
+        experiment=EXPERIMENT,
+        trainable="example_sweep:train",
+        retries=1,
+        retry_delay=timedelta(seconds=10),
         on_failure_callback=TriggerRecoveryNotifier(
             dag_id="recover_experiment",
-            experiment="{{ params.storage_path }}/" + NAME,
-            extra_conf={"stale_after": 0},  # the task has ended, and so has its child, the driver
+            experiment=EXPERIMENT,
+            extra_conf={"stale_after": 0},  # the task has ended, and so has the driver
         ),
     )
-    def sweep(storage_path: str, name: str) -> None:
-        """Run the sweep. If it fails, the task fails."""
-        subprocess.run(  # noqa: S603  the script beside this file
-            [sys.executable, SCRIPT, "--storage-path", storage_path, "--name", name], check=True
-        )
-
-    sweep("{{ params.storage_path }}", NAME)
 
 with DAG(
     "recover_experiment",

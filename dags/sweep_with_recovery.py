@@ -1,22 +1,21 @@
-"""A sweep, and its recovery in the same DAG run if it fails.
+"""A sweep whose retries restore it: one task, and no other recovery.
 
-The sweep runs in a child process of the task, like any script. When it has ended, the plan task reads its
-experiment, also if the sweep failed. Trials that failed or were interrupted are resumed, one task per
-trial, and the DAG run succeeds if they finish. If all trials finished, there is nothing to restore, and
-nothing runs.
+The task runs the script of the sweep. If a trial fails, or if the driver dies, Airflow tries the task
+again, and the try restores the sweep: trials that failed or were cut off continue from their checkpoints,
+the others stay as they are. The task succeeds when all trials have finished.
 """
 
 import os
-import subprocess
-import sys
+import shlex
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 
-from airflow.sdk import DAG, Param, task
+from airflow.sdk import DAG, Param
 
-from airflow_tune_restore.task_group import TuneRestoreTaskGroup
+from airflow_tune_restore.operators.run_tune_sweep import RunTuneSweepOperator
 
-SCRIPT = Path(__file__).with_name("example_sweep.py")
+SCRIPT = shlex.quote(Path(__file__).with_name("example_sweep.py").as_posix())
 
 with DAG(
     "sweep_with_recovery",
@@ -29,26 +28,17 @@ with DAG(
             os.environ.get("TUNE_RESTORE_PREFIX")
             or Path(tempfile.gettempdir(), "tune_restore_example").as_posix(),
             type="string",
-            description="Local directory or s3:// URL; credentials come from the environment.",
+            description="Local directory, or s3://my_aws_conn@bucket/prefix.",
         ),
     },
 ):
-
-    @task(retries=0)
-    def sweep(storage_path: str, name: str) -> None:
-        """Run the sweep. If it fails, the task fails."""
-        subprocess.run(  # noqa: S603  the script beside this file
-            [sys.executable, SCRIPT, "--storage-path", storage_path, "--name", name], check=True
-        )
-
-    name = "sweep_{{ dag_run.run_after | ts_nodash }}"
-    recovery = TuneRestoreTaskGroup(
-        group_id="recovery",
-        experiments="{{ params.storage_path }}/" + name,
+    RunTuneSweepOperator(
+        task_id="sweep",
+        # the script fails as long as it is not repaired; `env` reaches its retries, too
+        entrypoint=f"EXAMPLE_SWEEP_REPAIRED=0 python {SCRIPT}",
+        env={"EXAMPLE_SWEEP_REPAIRED": "1"},
+        experiment="{{ params.storage_path }}/sweep_{{ dag_run.run_after | ts_nodash }}",
         trainable="example_sweep:train",
-        resume_errored=True,
-        stale_after=0,  # the sweep's task has ended, so its driver is dead
-        env={"EXAMPLE_SWEEP_REPAIRED": "1"},  # stands for the fixed code
-        plan_args={"trigger_rule": "all_done"},
+        retries=3,
+        retry_delay=timedelta(seconds=10),
     )
-    sweep("{{ params.storage_path }}", name) >> recovery.plan

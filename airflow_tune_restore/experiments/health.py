@@ -140,7 +140,7 @@ def judge_running(evidence: Evidence) -> Verdict | None:
     restore, driver = evidence.restore, evidence.driver
     if restore is not None and restore.is_alive:
         reason = (
-            f"restore {restore.lease.restore_id} of {restore.lease.holder} is running on it, "
+            f"{restore.lease.name} is running on it, "
             f"last seen {span_of(restore.silent_seconds)} ago{restore.found and f'. {restore.found}'}"
         )
         return Verdict(Health.RUNNING, reason, {EvidenceKind.RESTORE: Indicates.ALIVE})

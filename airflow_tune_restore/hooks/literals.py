@@ -136,6 +136,7 @@ _PARSERS: dict[str, _Parser] = {
     **dict.fromkeys(("include", "exclude"), arguments.parse_globs),
     "approval_timeout": arguments.parse_optional_limit,
     "check_timeout": arguments.parse_limit,
+    "entrypoint": arguments.parse_entrypoint,
     "health": lambda _, value: arguments.parse_health(value),
     "imports": _parse_imports,
     "launcher": _parse_launcher,

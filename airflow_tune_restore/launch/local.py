@@ -57,7 +57,8 @@ def build_launcher(
     if name == LauncherName.KUBERNETES:
         raise InvalidInputError(
             f"This operator does not run pods (launcher={str(name)!r}). Use "
-            "RestoreTrialKubernetesOperator or ContinueSearchKubernetesOperator."
+            "RestoreTrialKubernetesOperator, ContinueSearchKubernetesOperator or "
+            "RunTuneSweepKubernetesOperator."
         )
     if name != LauncherName.LOCAL:
         raise InvalidInputError(f"launcher={name!r} is not known. Give one of: local, ray.")

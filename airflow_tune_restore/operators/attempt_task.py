@@ -53,11 +53,13 @@ class AttemptTask:
         experiment: The experiment.
         plan: The plan.
         trial_id: Trial id in the plan; `layout.WHOLE_EXPERIMENT` for the whole-experiment run itself.
+        is_alone: Whether the plan is the task's own, so that no other task follows its run.
     """
 
     experiment: OpenExperiment
     plan: RestorePlan
     trial_id: str
+    is_alone: bool = False
 
     @property
     def store(self) -> ObjectStore:
@@ -77,7 +79,8 @@ class AttemptTask:
     @property
     def shares_run(self) -> bool:
         """Whether other tasks follow the same run."""
-        return self.plan.is_whole_experiment and not self.plan.only_continues_search
+        is_shared = not (self.is_alone or self.plan.only_continues_search)
+        return self.plan.is_whole_experiment and is_shared
 
     def renew_lease(self, operator: BaseOperator) -> None:
         """Renew the lease of the restore (RestoreEndedError, with the task to clear, if it was lost)."""
@@ -91,6 +94,8 @@ class AttemptTask:
 
     def _run_again(self, operator: BaseOperator) -> str:
         """Return how to run the trial again: in a new restore."""
+        if self.is_alone:
+            return f"To continue it, clear task {operator.task_id}."
         if self.plan.only_continues_search:
             return f"To draw its samples, clear task {operator.task_id}."
         upstream = operator.get_direct_relatives(upstream=True)
@@ -221,17 +226,18 @@ class AttemptOperator(MapIndexLabelOperator):
             TaskDeferred: If the attempt is a Ray job that the triggerer waits for.
             RunnerDiedError: If the runner exited without an outcome.
         """
-        attempt = (
-            RayJobTask(self, task)
-            if self.launcher == LauncherName.RAY
-            else LocalAttempt(self, task)
-        )
-        self._attempt = attempt
+        attempt = self._attempt = self.attempt_of(task)
         outcome = None
         while outcome is None:
             outcome = attempt.find_final_outcome() or attempt.run(context)
         self._attempt = None
         return outcome
+
+    def attempt_of(self, task: AttemptTask) -> LocalAttempt | RayJobTask:
+        """Return the attempt of a task where its launcher runs it. Nothing is started."""
+        if self.launcher == LauncherName.RAY:
+            return RayJobTask(self, task)
+        return LocalAttempt(self, task)
 
     def parse_runner_user(self) -> str | None:
         """Return the user of runners on the worker; None for the worker's own.

@@ -19,6 +19,7 @@ from airflow_tune_restore.hooks.airflow_errors import PERMANENT
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators.outcome_list import NEEDS_COMMIT, OutcomeList
 from airflow_tune_restore.operators.xcom import Outcome, OutcomeXCom
+from airflow_tune_restore.protocol.names import is_sweep
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, first_of, printable
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.prepared import PreparedRestore
@@ -44,6 +45,8 @@ _Result = TypeVar("_Result")
 def describe_holder(error: LeaseHeldError) -> str:
     """Return why an experiment is left alone that another restore works on."""
     found = f". {error.found}" if error.found else ""
+    if is_sweep(error.restore_id):
+        return f"its own sweep, {error.holder}, is running{found}"
     return f"another restore, {error.holder}, is restoring it{found}"
 
 

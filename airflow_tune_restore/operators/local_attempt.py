@@ -54,6 +54,11 @@ class LocalAttempt:
         self._log.info("An earlier try of this task has the outcome (attempt %d).", outcome.attempt)
         return outcome
 
+    def is_alive(self, context: Context) -> bool:
+        """Whether there is a living runner to attach to: it has ended with the worker that started it."""
+        del context
+        return False
+
     def run(self, context: Context) -> RunnerOutcome:
         """Run the next attempt, or follow the shared run, until the trial has an outcome."""
         del context
@@ -77,16 +82,18 @@ class LocalAttempt:
             request = self._claim(task.trial_id)
             is_whole = task.trial_id == layout.WHOLE_EXPERIMENT
             what = "whole-experiment run" if is_whole else f"{request.action} trial {task.trial_id}"
+            what = "script of the sweep" if plan.is_sweep else what
             self._log.info(
-                "%s of %s: attempt %d of restore %s",
-                *(what, plan.experiment, request.attempt, plan.restore_id),
+                "%s of %s: attempt %d of %s %s",
+                *(what, plan.experiment, request.attempt),
+                *("run" if plan.is_sweep else "restore", plan.restore_id),
             )
             self._process = process = launcher.start(request)
             last: deque[str] = deque(maxlen=LAST_LINES)
-            shown = RunnerLog(self._log, plan.metric)
+            shown = RunnerLog(self._log, plan.metric, of_many=is_whole)
             try:
                 for line in process.lines():
-                    last.append(describe_line(line, plan.metric))
+                    last.append(describe_line(line, plan.metric, of_many=is_whole))
                     shown.show(line)
                 exit_code = process.wait()
                 self._process = None

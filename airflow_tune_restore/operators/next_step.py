@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 KEPT_BY_COMMIT = "the commit keeps what its newest snapshot holds"
 COMMITTED_NOW = "the samples that it has drawn are committed"
-"""What becomes of the work of a task without a retry: of a trial, of a continued search."""
+KEPT_IN_EXPERIMENT = "the experiment holds what the sweep has done, and can be restored"
+"""What becomes of the work of a task without a retry: of a trial, of a continued search, of a sweep."""
 
 _OF_AN_ATTEMPT = (TrialFailedError, RunnerDiedError, TrialStoppedError)
 _CONF_LENGTH = 2000

@@ -227,7 +227,7 @@ def check_held(store: ObjectStore, restore_id: str, *, epoch: int = 0) -> Lease:
     if current is None:
         raise LeaseLostError(store.uri, restore_id, "the experiment has no lease")
     if current.restore_id != restore_id:
-        newer = f"restore {current.restore_id} of {current.holder} has taken it"
+        newer = f"{current.name} has taken it"
         raise LeaseLostError(store.uri, restore_id, newer)
     if is_released(entries, current.epoch):
         raise LeaseLostError(store.uri, restore_id, "the restore has ended and released it")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from airflow_tune_restore.exceptions import LinkRefusedError, TooLargeError
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.names import is_key_name
+from airflow_tune_restore.protocol.names import is_key_name, is_sweep
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.record_fields import Moment, Record, must_be
 from airflow_tune_restore.storage.base import Entry, ObjectStore
@@ -79,6 +79,12 @@ class Lease:
     ttl_seconds: float
     dag_run: DagRunId | None = None
 
+    @property
+    def name(self) -> str:
+        """Its restore, or its sweep, in words."""
+        kind = "sweep" if is_sweep(self.restore_id) else "restore"
+        return f"{kind} {self.restore_id} of {self.holder}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HolderStatus:
@@ -137,8 +143,9 @@ class LeaseStatus:
 
     def describe(self) -> str:
         """Return who holds the lease, and since when."""
+        name = self.lease.name
         return (
-            f"Restore {self.lease.restore_id} of {self.lease.holder} did not release the lease of "
+            f"{name[0].upper()}{name[1:]} did not release the lease of "
             f"{self.experiment}. It took the lease {self.taken}. Its last sign of life was "
             f"{_in_words(self.seen_at)}."
         )

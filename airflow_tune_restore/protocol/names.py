@@ -12,6 +12,9 @@ MAX_NAME = 255
 MAX_TRAINABLE = 10_000
 """Limit of characters of a trainable's name, which is part of a command line."""
 
+SWEEP_PREFIX = "sweep-"
+"""Begins the id under which a sweep's own script holds the lease; ids of restores never do."""
+
 
 def is_segment(name: str) -> bool:
     """Whether a name is one path segment on every store, and does not lead to a parent.
@@ -38,6 +41,11 @@ def is_safe_name(name: str) -> bool:
 def is_key_name(name: str) -> bool:
     """Whether a name is safe, and still one path segment when it is encoded in a key."""
     return is_safe_name(name) and len(layout.segment(name)) <= MAX_NAME
+
+
+def is_sweep(restore_id: str) -> bool:
+    """Whether an id is that of a sweep's own run, and not of a restore."""
+    return restore_id.startswith(SWEEP_PREFIX)
 
 
 def is_trainable_name(name: str) -> bool:

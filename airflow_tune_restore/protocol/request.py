@@ -45,6 +45,7 @@ class TrialAction(StrEnum):
     TERMINATE = "terminate"
     DRAW = "draw"  # never in a plan: a sample that the searcher suggests during the restore
     RUN = "run"  # only in the request of a whole-experiment run: the plan has the action of each trial
+    SWEEP = "sweep"  # only in the request of a sweep's own script
 
 
 RUN_ACTIONS = frozenset({TrialAction.RESUME, TrialAction.RESTART})
@@ -61,7 +62,7 @@ class RunnerRequest(Record):
         attempt: From 1; a runner that finds a higher one stops.
         trainable: `package.module:attribute`, or a name registered with Tune.
         trainable_name: The recorded name that the trainable must have.
-        action: `resume` or `restart`; `run` for the whole-experiment run.
+        action: `resume` or `restart`; `run` for the whole-experiment run; `sweep` for a sweep's script.
         checkpoint, iteration, new_trial_id: As in `planned.PlannedTrial`.
         fresh_budget: Whether the trial gets its failure budget (`max_failures`) back.
         trim_results: Whether result rows after the checkpoint are dropped first (a backup is kept).
@@ -82,6 +83,7 @@ class RunnerRequest(Record):
             the experiment.
         state: Name of the state file that the plan was made from; "" if it had none, or in requests of
             older versions.
+        entrypoint: Command line of a sweep's own script; None in all other requests.
         nonce: Makes the bytes unique, so that the store can recognise a repeated create.
     """
 
@@ -109,6 +111,7 @@ class RunnerRequest(Record):
     sized: bool = False
     trust_name: bool = False
     state: StateName = ""
+    entrypoint: str | None = None
     nonce: str = ""
     schema: Count = 1
 

@@ -116,7 +116,10 @@ def _has_uncommitted_work(store: ObjectStore, restore_id: str) -> bool:
         record = read_commit_record(store, restore_id)
         if record is not None:
             return not record.is_done
-        units = read_plan(store, restore_id).units
+        plan = read_plan(store, restore_id)
+        if plan.is_sweep:
+            return False  # its own driver has written all that it did
+        units = plan.units
         return bool(list_started(RestoreRecords(store, restore_id), units))
     except (KeyNotFoundError, RecordUnreadableError):
         return False
@@ -130,6 +133,8 @@ def _settle(store: ObjectStore, restore_id: str) -> CommitSummary | None:
         plan = read_plan(store, restore_id)
     except KeyNotFoundError:
         return None  # it died before it had a plan
+    if plan.is_sweep:
+        return None
     records = RestoreRecords(store, restore_id)
     try:
         record = read_commit_record(store, restore_id)

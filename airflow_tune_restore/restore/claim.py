@@ -38,6 +38,7 @@ class RunnerSettings:
         memory: Memory limit (bytes) of the place where a trial runs that requests none; None if unknown.
         reports: Whether results are written to storage, too, because the runner's stdout is not read.
         sized: Whether the place is made as large as the attempt requests.
+        entrypoint: Command line of the sweep's own script; only the run of a sweep gets it.
     """
 
     trainable: str
@@ -51,6 +52,7 @@ class RunnerSettings:
     memory: float | None = None
     reports: bool = False
     sized: bool = False
+    entrypoint: str | None = None
 
 
 def plan_of_unit(store: ObjectStore, plan: RestorePlan, unit: str) -> RestorePlan:
@@ -140,7 +142,7 @@ def claim_attempt(
         restore_id=plan.restore_id,
         trial_id=unit,
         attempt=0,
-        trainable=settings.trainable,
+        trainable="" if plan.is_sweep else settings.trainable,
         trainable_name=plan.trainable_name,
         fresh_budget=plan.choices.fresh_budget,
         trim_results=plan.choices.trim_results,
@@ -155,6 +157,7 @@ def claim_attempt(
         runtime_env=dict(settings.runtime_env),
         reports=settings.reports,
         sized=settings.sized,
+        entrypoint=settings.entrypoint if plan.is_sweep else None,
         nonce=secrets.token_hex(8),
     )
     if unstarted is not None and unstarted == replace(
@@ -192,7 +195,7 @@ def _refuse_if_committed(store: ObjectStore, plan: RestorePlan, unit: str) -> No
 def _read_action(plan: RestorePlan, unit: str) -> dict[str, Any]:
     """Return the fields of a request that the plan holds for one trial."""
     if unit == layout.WHOLE_EXPERIMENT:
-        return {"action": TrialAction.RUN}
+        return {"action": TrialAction.SWEEP if plan.is_sweep else TrialAction.RUN}
     trial = plan.trial(unit)
     names = ("action", "checkpoint", "iteration", "new_trial_id")
     return {name: getattr(trial, name) for name in names}

@@ -11,7 +11,7 @@ def describe_end(store: ObjectStore, restore_id: str) -> str:
     is_committed = record is not None and record.is_done
     if (heir := lease.find_heir(store, restore_id)) is not None:
         commit = " and committed what it had done" if is_committed else ""
-        return f"restore {heir.restore_id} of {heir.holder} took it over{commit}"
+        return f"{heir.name} took it over{commit}"
     if record is None or not is_committed:
         return "it was released without a commit"
     name = f" as {record.state_file}" if record.state_file else ""

@@ -167,6 +167,11 @@ class RestorePlan:
         object.__setattr__(self, "warnings", warnings)
 
     @property
+    def is_sweep(self) -> bool:
+        """Whether it is the run of the sweep's own script, and restores nothing."""
+        return names.is_sweep(self.restore_id)
+
+    @property
     def is_whole_experiment(self) -> bool:
         """Whether one runner runs all trials, instead of one runner per trial."""
         return self.strategy is Strategy.WHOLE_EXPERIMENT
@@ -181,7 +186,7 @@ class RestorePlan:
     @property
     def has_work(self) -> bool:
         """Whether any runner is started."""
-        return bool(self.to_run) or self.continues_search
+        return bool(self.to_run) or self.continues_search or self.is_sweep
 
     @property
     def only_continues_search(self) -> bool:
@@ -336,6 +341,8 @@ def _check_names(plan: RestorePlan) -> None:
     unsafe += [s for s in segments if s is not None and not names.is_segment(s)]
     if unsafe:
         raise ValueError(f"{unsafe[0][:80]!r} leads outside or cannot be a name")
+    if plan.is_sweep and not (is_unstarted and plan.is_whole_experiment):
+        raise ValueError("it is the plan of a sweep, and has trials or a state")
     if not is_unstarted and not layout.is_state_file(plan.base.name):
         raise ValueError("its state file has the name of another kind of file")
     if not names.is_trainable_name(plan.trainable_name):

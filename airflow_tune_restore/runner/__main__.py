@@ -1,4 +1,4 @@
-"""`python -m airflow_tune_restore.runner`: runs one attempt of one trial, or checks a trainable.
+"""`python -m airflow_tune_restore.runner`: runs one attempt of a trial or a sweep, or checks a trainable.
 
     run   --experiment URI --request KEY [--parent-pid PID | --home DIRECTORY]
     check [--trainable NAME [--import MODULE]… [--param-space NAME]]
@@ -23,6 +23,7 @@ from airflow_tune_restore.protocol.request import (
     EXIT_INTERRUPTED,
     EXIT_REFUSED,
     RunnerRequest,
+    TrialAction,
 )
 from airflow_tune_restore.runner import unbroken_stdout
 from airflow_tune_restore.runner.heartbeat import FencedError
@@ -61,12 +62,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     stop = StopSignals()  # first, so that every later signal leads to an outcome
-    from airflow_tune_restore.runner.attempt import Attempt
     from airflow_tune_restore.runner.outcome import EXIT_CODES
 
     store = open_store(options.experiment)
     written = read_record(store, options.request, RunnerRequest.from_json)
     request = replace(written, experiment=options.experiment)  # do not trust the URI in it
+    if request.action is TrialAction.SWEEP:
+        from airflow_tune_restore.runner.sweep import Sweep
+
+        return EXIT_CODES[Sweep(store, request, stop, options.parent_pid).run()]
+    from airflow_tune_restore.runner.attempt import Attempt
+
     return EXIT_CODES[Attempt(store, request, stop, options.parent_pid).run()]
 
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 from airflow_tune_restore.exceptions import KeyExistsError, LeaseLostError, TuneRestoreError
@@ -34,13 +35,27 @@ class FencedError(TuneRestoreError):
 
 
 class Heartbeat:
-    """Writes heartbeats in one thread, and checks in another that they are written in time."""
+    """Writes heartbeats in one thread, and checks in another that they are written in time.
 
-    def __init__(self, store: ObjectStore, request: RunnerRequest, parent_pid: int | None) -> None:
+    Args:
+        store: Rooted at the experiment directory.
+        request: The attempt.
+        parent_pid: The process with which this one ends; None if it outlives it.
+        before_end: Called right before this process ends at once: what it started must not write on.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        request: RunnerRequest,
+        parent_pid: int | None,
+        before_end: Callable[[], None] = lambda: None,
+    ) -> None:
         self._store = store
         self._request = request
         self._key = layout.heartbeat_key(request.restore_id, request.trial_id, request.attempt)
         self._parent_pid = parent_pid
+        self._before_end = before_end
         self._count = 0
         self._nonce = secrets.token_hex(8)  # so that the store can recognise a repeated create
         self._runs_since = ""
@@ -133,7 +148,7 @@ class Heartbeat:
         try:
             self.check()
         except (FencedError, LeaseLostError) as error:
-            _end(error)
+            self._end(error)
 
     def check_lately_or_end(self) -> None:
         """Do the same, unless it was done lately: this process may have been frozen since.
@@ -164,7 +179,9 @@ class Heartbeat:
     def _end_if_overdue(self) -> None:
         silent = time.monotonic() - self._last_success
         if silent > self._ttl_seconds * 2 / 3:
-            _end(f"No heartbeat was written for {silent:.0f} s: another runner may have started.")
+            self._end(
+                f"No heartbeat was written for {silent:.0f} s: another runner may have started."
+            )
 
     def _watch_parent(self) -> None:
         if self._parent_pid is not None and os.getppid() != self._parent_pid:
@@ -172,9 +189,9 @@ class Heartbeat:
             self._parent_pid = None
             os.kill(os.getpid(), signal.SIGTERM)
 
-
-def _end(why: object) -> NoReturn:
-    logger.error("%s", why)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(EXIT_FENCED)
+    def _end(self, why: object) -> NoReturn:
+        self._before_end()
+        logger.error("%s", why)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_FENCED)

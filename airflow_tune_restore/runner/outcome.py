@@ -61,7 +61,7 @@ def build_outcome(
     Args:
         request: The attempt.
         ending: How it ended.
-        trial: Ray's trial; None if it was not restored.
+        trial: Ray's trial; None if it was not restored, or if the attempt is a sweep's own script.
         started_at: ISO 8601 UTC.
         resources: What the trial requests, if its pod or job was too small for it.
         text: The full text of the error that ended the run; that of a TuneError holds its traceback.
@@ -152,7 +152,8 @@ def _failure(ending: Ending, trial: Any, text: str) -> Failure | None:
     """Return why a trial failed (from Ray's text), or why the runner failed (from its exception)."""
     result, error_type, error = ending
     if result is Result.FAILED:
-        return classify(_text_of_error(trial) or error, type_name=error_type)
+        text = _text_of_error(trial) if trial is not None else ""
+        return classify(text or error, type_name=error_type)
     if error_type == NoRoomError.__name__:
         return Failure(cause=Cause.NO_ROOM)
     if result is Result.INTERRUPTED and error_type not in ("", INTERRUPTED):

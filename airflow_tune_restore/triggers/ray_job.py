@@ -16,6 +16,7 @@ from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.job import ASKED_AGAIN, stop_attempt
 from airflow_tune_restore.launch.runner_log import RunnerLog
 from airflow_tune_restore.protocol.attempts import AttemptId
+from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
 from airflow_tune_restore.triggers.ray_job_poller import JobPoller, JobWatch
@@ -122,7 +123,7 @@ class RayJobTrigger(KillableTrigger):
         await in_thread(self._stop)
 
     async def _wait(self, cluster: Cluster) -> dict[str, Any]:
-        shown = RunnerLog(self.log, self.metric)
+        shown = RunnerLog(self.log, self.metric, of_many=self.trial_id == WHOLE_EXPERIMENT)
         job = JobWatch(
             submission_id=self.submission_id,
             interval=self.poll_interval,

@@ -22,7 +22,8 @@ from tests.support.airflow.standalone import Airflow, airflow
 from tests.support.experiments.sweeps import Gates, copy_dag, copy_dags, copy_trainables
 from tests.support.storage.servers import Server, s3_server
 
-TEAMS = ROOT / "tests" / "airflow" / "dags" / "nightly_of_teams.py"
+OWN = ROOT / "tests" / "airflow" / "dags"
+TEAMS = OWN / "nightly_of_teams.py"
 TEMPLATE = ROOT / "docs" / "kubernetes" / "pod-template.yaml"
 
 
@@ -78,6 +79,12 @@ def dags(gates: Gates, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / TEAMS.name).write_text(
         TEAMS.read_text().replace("the code of all teams", str(code))
     )
+    places = {"where the gates are": str(gates.directory), "the pod template": str(TEMPLATE)}
+    for name in ("dying_sweep.py", "sweeps_that_die.py"):
+        text = (OWN / name).read_text()
+        for words, place in places.items():
+            text = text.replace(words, place)
+        (directory / name).write_text(text)
     return directory
 
 

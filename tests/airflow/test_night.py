@@ -182,11 +182,13 @@ def test_a_sweep_that_fails_in_its_task_reports_itself_and_just_it_is_recovered(
     assert not (experiment.parent / "another" / ".tune_restore").exists()
 
 
-def test_a_sweep_that_fails_is_recovered_in_the_same_run(night, running):
+def test_a_sweep_that_fails_is_restored_by_the_retry_of_its_task(night, running):
     state, run_id, experiment = night.end_of_sweep("sweep_with_recovery")
     assert state == "success", running.log_tail()
-    found = running.states("sweep_with_recovery", run_id)
-    assert (found["sweep"], found["recovery.trial"]) == (["failed"], ["success"])
+    (task,) = running.tasks("sweep_with_recovery", run_id)
+    assert (task["state"], task["try_number"]) == ("success", 2)
+    log = running.whole_log("sweep_with_recovery", run_id, "sweep")
+    assert "1 of 2 trials finished, and 1 did not" in log
     assert ends(experiment) == SHORT_DONE
 
 

@@ -78,7 +78,7 @@ def sample_request() -> dict[str, Any]:
             trainable_name="train", action="resume", checkpoint="checkpoint_000001", iteration=3,
             new_trial_id="new", param_space="m:space", imports=["m"], address="auto",
             resources={"CPU": 1.0, "memory": 1e9}, runtime_env={"pip": ["x"]}, search_alg="m:alg",
-            nonce="n",
+            entrypoint="python sweep.py", nonce="n",
         )
     )  # fmt: skip
 

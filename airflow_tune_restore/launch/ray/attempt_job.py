@@ -69,7 +69,8 @@ class RayAttemptJob:
 
     def __post_init__(self) -> None:
         """Show what the job prints in the log of the task."""
-        self._shown = RunnerLog(self.log, self.plan.metric)
+        is_whole = self.trial_id == layout.WHOLE_EXPERIMENT
+        self._shown = RunnerLog(self.log, self.plan.metric, of_many=is_whole)
 
     @property
     def unit(self) -> str:
@@ -131,6 +132,14 @@ class RayAttemptJob:
                 continue  # another task was faster: attach to its job
             self.attached = self._submit(request)
             return self.attached
+
+    def has_living(self, remembered: int = 0) -> bool:
+        """Whether the newest attempt has a living job; one that is being stopped is waited for."""
+        newest = max([remembered, *self.records.numbers()])
+        try:
+            return newest > 0 and self._attach_to(newest) is not None
+        except KeyNotFoundError:
+            return False  # it is not claimed yet
 
     def _attach_to(self, attempt: int) -> Attached | None:
         """Attach to an attempt's job; None if it is over. KeyNotFoundError if it is not claimed."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.launch.ray.package import deliver
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.request import RunnerRequest
+from airflow_tune_restore.protocol.request import RunnerRequest, TrialAction
 
 if TYPE_CHECKING:
     from airflow_tune_restore.launch.ray.jobs_api import RayJobs
@@ -20,6 +20,10 @@ IN_CLUSTER = "auto"
 
 STOP_WAIT_SECONDS = 60
 """Grace period of a stopped job, to save its snapshot; Ray's default is 3 s."""
+
+SCRIPT_STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT"}
+"""A job that is stopped gets the signal in all its processes (`JobSupervisor.run`, 2.60). Ray Tune saves
+the script's last snapshot after SIGINT; after SIGTERM a driver exits without one."""
 
 DRIVER_MEMORY_BYTES = 512 * 1024**2
 """Memory that a driver requests by default.
@@ -68,6 +72,7 @@ def build_submission(
     delivered = deliver(jobs, runtime_env)
     delivered["env_vars"] = {
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS),
+        **(SCRIPT_STOP if request.action is TrialAction.SWEEP else {}),
         **(delivered.get("env_vars") or {}),
         **env,
     }

@@ -55,6 +55,10 @@ class RayJobTask:
         """Return the outcome of an earlier try if there is nothing left to run."""
         return self._job.find_final_outcome()
 
+    def is_alive(self, context: Context) -> bool:
+        """Whether there is a living job to attach to."""
+        return self._job.has_living(self._remembered_attempt(context))
+
     def run(self, context: Context) -> RunnerOutcome | None:
         """Attach to the trial's job or submit it, and wait for it, here or in the triggerer.
 

@@ -210,7 +210,7 @@ def _shown_texts(value: Any, name: str = "") -> list[str]:
 HANDED_ON: dict[Any, frozenset[str]] = {
     RunnerRequest: frozenset(
         "experiment trainable trainable_name checkpoint param_space search_alg imports address "
-        "runtime_env nonce".split()
+        "runtime_env entrypoint nonce".split()
     ),
     plan.RestorePlan: frozenset({"experiment", "trainable_name", "metric", "mode"}),
     plan.TrialPlan: frozenset({"trial_dir", "checkpoint"}),
