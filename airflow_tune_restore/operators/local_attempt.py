@@ -13,13 +13,13 @@ from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.launch.runner_log import RunnerLog
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import (
-    Result,
     RunnerOutcome,
     RunnerProgress,
     RunnerRequest,
 )
 from airflow_tune_restore.restore.claim import claim_next_attempt
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
+from airflow_tune_restore.restore.paused import find_final_outcome
 from airflow_tune_restore.restore.runner_death import LAST_LINES, record_death
 
 if TYPE_CHECKING:
@@ -47,11 +47,11 @@ class LocalAttempt:
 
     def find_final_outcome(self) -> RunnerOutcome | None:
         """Return the outcome of an earlier try if there is nothing left to run."""
-        outcome = self._task.records.outcome()
-        final = {Result.FINISHED, *((Result.FAILED,) if self._task.is_one_of_many else ())}
-        if outcome is None or outcome.result not in final:
-            return None
-        self._log.info("An earlier try of this task has the outcome (attempt %d).", outcome.attempt)
+        outcome = find_final_outcome(self._task.store, self._task.plan, self._task.trial_id)
+        if outcome is not None:
+            self._log.info(
+                "An earlier try of this task has the outcome (attempt %d).", outcome.attempt
+            )
         return outcome
 
     def run(self, context: Context) -> RunnerOutcome:

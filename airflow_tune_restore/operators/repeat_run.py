@@ -1,20 +1,16 @@
 """Starts the next run of a DAG, as long as trials wait and the last ones made progress."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from shlex import quote
+from datetime import timedelta
 from typing import Any, NoReturn
 
 from airflow.sdk import Context, TriggerRule
 
-from airflow_tune_restore import arguments
-from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.checked_operator import CheckedOperator
-from airflow_tune_restore.hooks.dag_runs import has_ended, start_dag_run
-from airflow_tune_restore.operators.repeat_window import Repetition, end_of_window
+from airflow_tune_restore.hooks.dag_runs import has_ended, start_dag_run, trigger_command
+from airflow_tune_restore.hooks.window import Repetition, Window
 from airflow_tune_restore.operators.totals import Totals
 from airflow_tune_restore.operators.xcom import resolve_xcom
 from airflow_tune_restore.protocol.printable import counted
@@ -22,9 +18,6 @@ from airflow_tune_restore.version_compat import AirflowSkipException
 
 MOST_REPEATS = 1000
 """DAG runs that start each other: something is wrong if there are more."""
-
-_CONF_LENGTH = 2000
-"""Characters of a conf that the command in the log has."""
 
 
 class RepeatRunOperator(CheckedOperator):
@@ -46,10 +39,8 @@ class RepeatRunOperator(CheckedOperator):
         totals: `commit.output["totals"]` of a `CommitRestoreOperator`. Read when the task runs.
         searches: The output of a mapped `ContinueSearchOperator`: samples that it has drawn count as
             progress. Read when the task runs.
-        until: A time of day in the time zone of the DAG, as `07:00`: no further DAG run is started after
-            it. It is the next such moment after the first DAG run was to run. (templated)
-        max_duration: How long after that moment further DAG runs are started; timedelta or seconds.
-            (templated)
+        until, max_duration: As in `BuildRestorePlanOperator`: no further DAG run is started after the end
+            of the window. (templated)
     """
 
     template_fields = ("until", "max_duration")
@@ -74,10 +65,9 @@ class RepeatRunOperator(CheckedOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the next DAG run, or log why none is started."""
-        dag_run, dag = context["dag_run"], context["dag"]
+        dag_run = context["dag_run"]
         with as_airflow_errors():
-            until = arguments.parse_time_of_day("until", self.until)
-            max_duration = arguments.parse_optional_limit("max_duration", self.max_duration)
+            window = Window.of(context, self.until, self.max_duration)
             found = resolve_xcom(self.totals, context)
             totals = Totals.parse(found)
         if found is None:
@@ -89,9 +79,8 @@ class RepeatRunOperator(CheckedOperator):
             self._skip("No further DAG run is started: nothing waits for it.")
         waits = totals.describe_waiting()
         row = Repetition.of_run(dag_run.run_id, dag_run.run_after)
-        end = end_of_window(row.origin, dag.timezone, until, max_duration)
-        if end is not None and datetime.now(UTC) >= end:
-            over = f"the time for it was over at {end:%Y-%m-%d %H:%M:%S} UTC"
+        if window.is_over:
+            over = f"the window of this DAG run ended at {window}"
             self._skip(_describe_stop(waits, over, dag_run))
         if not (totals.shows_progress or self._has_drawn(context)):
             why = (
@@ -119,19 +108,6 @@ class RepeatRunOperator(CheckedOperator):
         raise AirflowSkipException(reason)
 
 
-def check_window(repeat: Any, until: Any, max_duration: Any) -> None:
-    """Refuse a window without repetition (InvalidInputError): it would limit nothing."""
-    given = [
-        name
-        for name, value in (("until", until), ("max_duration", max_duration))
-        if value is not None
-    ]
-    if given and not repeat:
-        raise InvalidInputError(
-            f"{' and '.join(given)} needs repeat=True: no further DAG run is started without it."
-        )
-
-
 def _start_next(row: Repetition, dag_run: Any) -> tuple[str, str]:
     """Start the next DAG run of a row. Return its id and how it was started; or "" and why not.
 
@@ -150,16 +126,5 @@ def _start_next(row: Repetition, dag_run: Any) -> tuple[str, str]:
 
 def _describe_stop(waits: str, why: str, dag_run: Any) -> str:
     """Return what the person on call needs, if the row of DAG runs stops before its end."""
-    start = f"To start one: {_command(dag_run)}"
+    start = f"To start one: {trigger_command(dag_run)}"
     return f"{waits}, and no further DAG run is started: {why}. {start}"
-
-
-def _command(dag_run: Any) -> str:
-    """Return the command that starts a DAG run with the same conf."""
-    command = f"airflow dags trigger {quote(dag_run.dag_id)}"
-    text = json.dumps(dag_run.conf or {}, default=str)
-    if not dag_run.conf:
-        return command
-    if len(text) > _CONF_LENGTH:
-        return f"{command} --conf, with the conf of this DAG run"
-    return f"{command} --conf {quote(text)}"

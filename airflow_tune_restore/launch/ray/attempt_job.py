@@ -36,6 +36,7 @@ from airflow_tune_restore.protocol.failures import Cause
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
+from airflow_tune_restore.restore.paused import find_final_outcome, paused_error
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.runner_death import record_death
 from airflow_tune_restore.storage.base import ObjectStore
@@ -97,9 +98,8 @@ class RayAttemptJob:
 
     def find_final_outcome(self) -> RunnerOutcome | None:
         """Return the outcome of a trial that has ended for good; None if it is to be run."""
-        outcome = self.trial_records.outcome()
-        final = {Result.FINISHED, Result.FAILED} if self.is_one_of_many else {Result.FINISHED}
-        if outcome is None or outcome.result not in final:
+        outcome = find_final_outcome(self.store, self.plan, self.trial_id)
+        if outcome is None:
             return None
         self.log.info("It has ended already, in attempt %d.", outcome.attempt)
         self._show_results(outcome.attempt, 0)
@@ -279,12 +279,22 @@ class RayAttemptJob:
             shown = describe_end(job, last_lines)
             return record_death(self.store, self.plan, request, exit_code, shown)
         cause = whole.describe_error()
+        if whole.result == Result.PAUSED:
+            return paused_error(self.plan, self.trial_id, self._last_iteration(attempt))
         if whole.result in (Result.REFUSED, Result.FENCED):
             return RunnerRefusedError(f"{self.plan.experiment} was not restored: {cause}")
         return RunnerError(
             f"The whole-experiment run of {self.plan.experiment} was stopped before "
             f"{name_trial(self.trial_id)} had ended ({cause}); a retry goes on from its snapshot."
         )
+
+    def _last_iteration(self, attempt: int) -> int | None:
+        """Return the last iteration that the trial has reported in an attempt; None if it is unknown."""
+        try:
+            tail = self.trial_records.progress(attempt)
+        except RecordUnreadableError:
+            return None
+        return tail.reports[-1].iteration if tail is not None and tail.reports else None
 
     def _is_over(self, job_id: str) -> bool:
         job = self.jobs.find(job_id)

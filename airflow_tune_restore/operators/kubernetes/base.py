@@ -31,6 +31,7 @@ from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.protocol.resources import OBJECT_STORE_BYTES
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt, plan_of_unit
+from airflow_tune_restore.restore.paused import find_final_outcome
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.triggers.runner_pod import RunnerPodTrigger
 from airflow_tune_restore.version_compat import AirflowException, fails_for_good
@@ -211,9 +212,9 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
             self._set_request(request, task.plan.metric)
             self.resume(context, event, event["name"])
             return self._get_outcome(context, task, request)
-        done = task.records.outcome()
-        if done is not None and done.result == Result.FINISHED:
-            self.log.info("An earlier try of this task has finished its work.")
+        done = find_final_outcome(task.store, task.plan, task.trial_id)
+        if done is not None:
+            self.log.info("An earlier try of this task has the outcome (attempt %d).", done.attempt)
             self.attempt_pods(task).delete_ended()
             return done
         task.renew_lease(self)

@@ -1,11 +1,59 @@
-"""Until when a DAG may repeat itself, and the ids of the DAG runs that it starts. Pure."""
+"""The window of a DAG run, and the ids of the DAG runs that `repeat` starts within it."""
 
+import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta, tzinfo
-from typing import Self
+from typing import Any, Self
+
+from airflow.sdk import Context
+
+from airflow_tune_restore import arguments
 
 _RUN_ID = re.compile(r"tune_restore_repeat__(?P<origin>[^_]+)__(?P<number>[1-9][0-9]{0,5})")
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The window of a DAG run: from its end (UTC) nothing is started, and what runs is paused.
+
+    It counts from the first DAG run of a row that `repeat` has started. Without an end it is never over.
+    """
+
+    end: datetime | None = None
+
+    @classmethod
+    def of(cls, context: Context, until: Any, max_duration: Any) -> Self:
+        """Return the window of the DAG run of a task, from the arguments of its operator.
+
+        Raises:
+            InvalidInputError: If one of them is not valid.
+        """
+        time_of_day = arguments.parse_time_of_day("until", until)
+        duration = arguments.parse_optional_limit("max_duration", max_duration)
+        if time_of_day is None and duration is None:
+            return cls()
+        dag_run, dag = context["dag_run"], context["dag"]
+        origin = Repetition.of_run(dag_run.run_id, dag_run.run_after).origin
+        return cls(end_of_window(origin, dag.timezone, time_of_day, duration))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, by the clock of this machine."""
+        return self.end is not None and now() >= self.end
+
+    @property
+    def seconds_left(self) -> float:
+        """The seconds until its end, 0 after it; infinite without an end."""
+        return math.inf if self.end is None else max(0.0, (self.end - now()).total_seconds())
+
+    def __str__(self) -> str:
+        return "no end" if self.end is None else f"{self.end:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def now() -> datetime:
+    """Return the time by the clock of this machine."""
+    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +92,7 @@ class Repetition:
 def end_of_window(
     origin: datetime, timezone: tzinfo, until: time | None, max_duration: timedelta | None
 ) -> datetime | None:
-    """Return the moment from which no further DAG run is started (UTC); None for no such moment.
+    """Return the end of a window (UTC); None for one without an end.
 
     It is `max_duration` after the origin, or the next time after the origin at which a clock in the time
     zone shows `until`, whichever is earlier.

@@ -1,0 +1,37 @@
+"""The window of a restore: from its end on nothing is started, and what runs is paused.
+
+The plan records the end as ISO 8601 text; "" for a restore without one. Standard library only: runners
+use it inside Ray images.
+"""
+
+from datetime import UTC, datetime
+
+GRACE_SECONDS = 30.0
+"""A runner that has not paused for this long after the end records what is saved, and ends itself."""
+
+FOLLOWED_SECONDS = 60.0
+"""Whatever still waits or runs for this long after the end is stopped by the task that follows it.
+
+Longer than the grace of a runner, which ends itself: this is for a pod or job that never started, and for
+a runner of an older version."""
+
+
+def parse_end(text: str) -> datetime | None:
+    """Return the end of a window (UTC) from its record; None without one."""
+    try:
+        end = datetime.fromisoformat(text)
+        return end.replace(tzinfo=end.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def is_over(text: str, now: datetime, *, seconds: float = 0.0) -> bool:
+    """Whether a recorded window has ended, or ended so many seconds ago."""
+    end = parse_end(text)
+    return end is not None and (now - end).total_seconds() >= seconds
+
+
+def describe_end(text: str) -> str:
+    """Return the end of a window for people: `2026-12-01 07:00:00 UTC`."""
+    end = parse_end(text)
+    return f"{end:%Y-%m-%d %H:%M:%S} UTC" if end is not None else "an unknown time"
