@@ -1,8 +1,10 @@
 """Runs the attempts of a task as processes on the worker."""
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING
 
 from airflow.sdk import Context
@@ -11,7 +13,7 @@ from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import LeaseLostError, TuneRestoreError
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.launch.runner_log import RunnerLog
-from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol import layout, window
 from airflow_tune_restore.protocol.request import (
     RunnerOutcome,
     RunnerProgress,
@@ -82,6 +84,7 @@ class LocalAttempt:
                 *(what, plan.experiment, request.attempt, plan.restore_id),
             )
             self._process = process = launcher.start(request)
+            limit = self._stop_with_window()
             last: deque[str] = deque(maxlen=LAST_LINES)
             shown = RunnerLog(self._log, plan.metric)
             try:
@@ -91,12 +94,23 @@ class LocalAttempt:
                 exit_code = process.wait()
                 self._process = None
             finally:
+                limit.cancel()
                 shown.end()
                 self.stop()  # after a timeout or an error: no runner is left behind
         outcome = task.records.outcome(request.attempt)
         if outcome is None:
             raise record_death(task.store, plan, request, exit_code, list(last))
         return outcome
+
+    def _stop_with_window(self) -> threading.Timer:
+        """Stop a runner that hangs, and does not end itself with the window of its restore."""
+        moment = window.last_moment(self._task.plan.pause_at)
+        left = window.seconds_until(moment, datetime.now(UTC))
+        timer = threading.Timer(min(left or 0.0, threading.TIMEOUT_MAX), self.stop)
+        timer.daemon = True
+        if left is not None:
+            timer.start()
+        return timer
 
     def _follow_shared_run(self) -> RunnerOutcome:
         """Attach to the whole-experiment run, or start it, until this trial has an outcome."""

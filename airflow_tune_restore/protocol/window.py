@@ -4,7 +4,7 @@ The plan records the end as ISO 8601 text; "" for a restore without one. Standar
 use it inside Ray images.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 GRACE_SECONDS = 30.0
 """A runner that has not paused for this long after the end records what is saved, and ends itself."""
@@ -29,6 +29,20 @@ def is_over(text: str, now: datetime, *, seconds: float = 0.0) -> bool:
     """Whether a recorded window has ended, or ended so many seconds ago."""
     end = parse_end(text)
     return end is not None and (now - end).total_seconds() >= seconds
+
+
+def last_moment(text: str) -> datetime | None:
+    """Return when whoever follows a runner stops it (UTC), if it has not ended itself; None for never."""
+    end = parse_end(text)
+    try:
+        return end and end + timedelta(seconds=FOLLOWED_SECONDS)
+    except OverflowError:
+        return None
+
+
+def seconds_until(moment: datetime | None, now: datetime) -> float | None:
+    """Return the seconds until a moment, 0 after it; None for never."""
+    return None if moment is None else max(0.0, (moment - now).total_seconds())
 
 
 def describe_end(text: str) -> str:

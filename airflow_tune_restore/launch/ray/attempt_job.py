@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow_tune_restore.exceptions import (
@@ -30,7 +31,7 @@ from airflow_tune_restore.launch.ray.submission import (
     submission_id,
 )
 from airflow_tune_restore.launch.runner_log import RunnerLog
-from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol import layout, lease, window
 from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause
 from airflow_tune_restore.protocol.printable import printable
@@ -91,6 +92,11 @@ class RayAttemptJob:
     def trial_records(self) -> AttemptRecords:
         """The records of the trial alone: its outcomes and its progress."""
         return AttemptRecords(self.store, self.plan.restore_id, self.trial_id)
+
+    @property
+    def stop_at(self) -> datetime | None:
+        """When a job is stopped that has not ended with the window of the restore; None for never."""
+        return window.last_moment(self.plan.pause_at)
 
     def job_id(self, attempt: int) -> str:
         """Return the submission id of an attempt's job."""
@@ -207,6 +213,10 @@ class RayAttemptJob:
             is_over = absent >= ABSENT_LISTS or (job is not None and job.is_over)
             if not is_over and not ends_with_job:
                 is_over = self.trial_records.outcome(attached.attempt) is not None
+            if not is_over and window.seconds_until(self.stop_at, datetime.now(UTC)) == 0:
+                self.log.info("The window of this restore has ended.")
+                self._stop_unit(attached)
+                is_over = True
             if is_over:
                 return {"offset": offset, "seen": seen, "is_lost": job is None}
             seen = self._show_results(attached.attempt, seen)
@@ -260,6 +270,13 @@ class RayAttemptJob:
         attempt = AttemptId(self.plan.restore_id, self.trial_id, attached.attempt)
         job_id, is_one_of_many = attached.submission_id, self.is_one_of_many
         stop_attempt(self.store, self.jobs, attempt, job_id, is_one_of_many=is_one_of_many)
+
+    def _stop_unit(self, attached: Attached) -> None:
+        """Stop the job, also that of many trials."""
+        job_id = attached.submission_id
+        self.log.info("Stopping %s; it saves a snapshot first.", job_id)
+        attempt = AttemptId(self.plan.restore_id, self.unit, attached.attempt)
+        stop_attempt(self.store, self.jobs, attempt, job_id, is_one_of_many=False)
 
     def stop_newest(self) -> None:
         """Stop the newest attempt, if there is one: no task waits for it any more."""
