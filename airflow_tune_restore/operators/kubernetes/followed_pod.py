@@ -39,7 +39,7 @@ class FollowedPodOperator(KubernetesPodOperator):
 
     Attributes:
         end: How the pod ended; None before that is known.
-        give_up_at: When a pod is given up that has not started (UTC), before the timeouts; None for never.
+        give_up_at: When a pod is given up that has not started (UTC); None: only after the timeouts.
         pod_purpose: The purpose of the pod, in the words that begin a message about it.
     """
 
