@@ -15,7 +15,7 @@ MAX_TRIALS = 1000
 """With more trials, the XCom leaves out those that did not change."""
 
 MAX_IDS = 20
-"""Ids of failed trials, of paused and of quarantined ones, of each experiment that has no room for all."""
+"""Ids of failed, of paused and of quarantined trials of each experiment that has no room for all."""
 
 
 def describe_summaries(

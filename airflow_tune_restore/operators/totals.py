@@ -16,7 +16,7 @@ TRIALS_FAILED = "trials_failed"
 """The outcome of a restored experiment if a trial that ran has not finished."""
 
 TRIALS_PAUSED = "trials_paused"
-"""The outcome of a restored experiment if the end of the window has paused trials, and none has failed."""
+"""The outcome of a restored experiment if its window has paused trials, and none has failed."""
 
 UNREADABLE = "unreadable"
 """The outcome of an experiment that the sensor could not read. No task fails because of it."""

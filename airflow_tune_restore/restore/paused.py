@@ -26,7 +26,7 @@ class RestorePausedError(TuneRestoreError):
     def __str__(self) -> str:
         what, is_one = name_trial(self.trial_id), self.trial_id != "*"
         if self.iteration is None or not is_one:
-            paused, kept = f"{'is' if is_one else 'are'} not run on", "what was saved"
+            paused, kept = f"{'is' if is_one else 'are'} not run any further", "what was saved"
         else:
             paused, kept = f"was paused at iteration {self.iteration}", "its progress"
         return (
