@@ -114,7 +114,7 @@ def _failed(
         item.trial_id,
         f"{outcome.describe_error()}{place}, after iteration {outcome.iteration}",
         outcome.cause or Cause.UNKNOWN.value,
-        _why_final(plan, history, outcome),
+        _why_final(store, plan, history, outcome),
         kept,
         outcome.attempt,
     )
@@ -129,10 +129,14 @@ def _why_stopped(outcome: RunnerOutcome, because: str) -> str:
     return f"was stopped at iteration {outcome.iteration}{why}"
 
 
-def _why_final(plan: RestorePlan, history: History, outcome: RunnerOutcome) -> str:
+def _why_final(
+    store: ObjectStore, plan: RestorePlan, history: History, outcome: RunnerOutcome
+) -> str:
     """Return the reason why a retry would fail in the same way; "" if it may succeed."""
     if plan.is_whole_experiment:
         return "the whole-experiment run has ended the trial"
+    if is_window_over(store, plan):
+        return "the window of its restore has ended"
     before = seen_before(history.failures, plan.restore_id, outcome.attempt)
     if before is None:
         return ""

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from airflow_tune_restore.exceptions import TuneRestoreError, name_trial
+from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.protocol import layout, window
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
@@ -24,14 +24,16 @@ class RestorePausedError(TuneRestoreError):
     iteration: int | None = None
 
     def __str__(self) -> str:
-        what, is_one = name_trial(self.trial_id), self.trial_id != "*"
-        if self.iteration is None or not is_one:
-            paused, kept = f"{'is' if is_one else 'are'} not run any further", "what was saved"
+        trial, kept = f"Trial {self.trial_id} of {self.experiment}", "what was saved"
+        if self.trial_id == layout.WHOLE_EXPERIMENT:
+            paused = f"The run of {self.experiment} is not continued"
+        elif self.iteration is None:
+            paused = f"{trial} is not run any further"
         else:
-            paused, kept = f"was paused at iteration {self.iteration}", "its progress"
+            paused, kept = f"{trial} was paused at iteration {self.iteration}", "its progress"
         return (
-            f"{what[0].upper()}{what[1:]} of {self.experiment} {paused}: the window of this restore "
-            f"ended at {self.ended}. The commit keeps {kept}, and the next restore goes on from there."
+            f"{paused}: the window of this restore ended at {self.ended}. The commit keeps {kept}, and "
+            "the next restore goes on from there."
         )
 
 

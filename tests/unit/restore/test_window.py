@@ -1,4 +1,4 @@
-"""The end of a window, in the records: which attempts are claimed, what is final, what the commit shows."""
+"""The end of a window in the records: what is claimed, what is final, and what the commit shows."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -231,7 +231,7 @@ def test_a_follower_ends_with_the_window_and_names_its_own_trial(store, clock):
         clock.now = SEVEN
 
     follower = Follower(store, "r1", "hung", claim, sleep=sleep)
-    with pytest.raises(RestorePausedError, match="Trial hung of .* was paused at iteration 4"):
+    with pytest.raises(RestorePausedError, match=r"Trial hung of .* was paused at iteration 4"):
         list(follower.progress())
 
 
