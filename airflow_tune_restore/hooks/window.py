@@ -3,12 +3,13 @@
 import math
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, time, timedelta, tzinfo
+from datetime import UTC, datetime
 from typing import Any, Self
 
 from airflow.sdk import Context
 
 from airflow_tune_restore import arguments
+from airflow_tune_restore.protocol.window import end_of_window
 
 _RUN_ID = re.compile(r"tune_restore_repeat__(?P<origin>[^_]+)__(?P<number>[1-9][0-9]{0,5})")
 
@@ -87,34 +88,3 @@ class Repetition:
         """Return the id of the DAG run after it: the same whenever it is asked for."""
         origin = self.origin.isoformat().replace("+00:00", "Z")
         return f"tune_restore_repeat__{origin}__{self.number + 1}"
-
-
-def end_of_window(
-    origin: datetime, timezone: tzinfo, until: time | None, max_duration: timedelta | None
-) -> datetime | None:
-    """Return the end of a window (UTC); None for one without an end.
-
-    It is `max_duration` after the origin, or the next time after the origin at which a clock in the time
-    zone shows `until`, whichever is earlier.
-    """
-    ends = []
-    if max_duration is not None:
-        ends.append(origin + max_duration)
-    if until is not None:
-        ends.append(_next_at(origin, timezone, until))
-    return min(ends, default=None)
-
-
-def _next_at(origin: datetime, timezone: tzinfo, until: time) -> datetime:
-    """Return the next moment at which a clock shows a time.
-
-    A time that the clock skips in spring is as far behind the change as it is written; one that it shows
-    twice in autumn counts both times.
-    """
-    today = origin.astimezone(timezone).date()
-    moments: list[datetime] = []
-    for days in (-1, 0, 1, 2):
-        written = datetime.combine(today + timedelta(days=days), until, timezone)
-        first, second = (written.replace(fold=fold).astimezone(UTC) for fold in (0, 1))
-        moments += [first, max(first, second)]  # in spring the second one is before the change
-    return min(moment for moment in moments if moment > origin)

@@ -4,7 +4,10 @@ The plan records the end as ISO 8601 text; "" for a restore without one. Standar
 use it inside Ray images.
 """
 
-from datetime import UTC, datetime, timedelta
+import re
+from datetime import UTC, datetime, time, timedelta, tzinfo
+
+_TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?")
 
 GRACE_SECONDS = 30.0
 """A runner that has not paused for this long after the end records what is saved, and ends itself."""
@@ -49,3 +52,42 @@ def describe_end(text: str) -> str:
     """Return the end of a window for people: `2026-12-01 07:00:00 UTC`."""
     end = parse_end(text)
     return f"{end:%Y-%m-%d %H:%M:%S} UTC" if end is not None else "an unknown time"
+
+
+def parse_time_of_day(text: str) -> time:
+    """Parse a time of day, as `07:00` (ValueError if it is none)."""
+    text = text.strip()
+    if _TIME_OF_DAY.fullmatch(text) is None:
+        raise ValueError("it is not a time of day")
+    return time.fromisoformat(text if text[2] == ":" else f"0{text}")
+
+
+def end_of_window(
+    origin: datetime, timezone: tzinfo, until: time | None, max_duration: timedelta | None
+) -> datetime | None:
+    """Return the end of a window (UTC); None for one without an end.
+
+    It is `max_duration` after the origin, or the next time after the origin at which a clock in the time
+    zone shows `until`, whichever is earlier.
+    """
+    ends = []
+    if max_duration is not None:
+        ends.append(origin + max_duration)
+    if until is not None:
+        ends.append(_next_at(origin, timezone, until))
+    return min(ends, default=None)
+
+
+def _next_at(origin: datetime, timezone: tzinfo, until: time) -> datetime:
+    """Return the next moment at which a clock shows a time.
+
+    A time that the clock skips in spring is as far behind the change as it is written; one that it shows
+    twice in autumn counts both times.
+    """
+    today = origin.astimezone(timezone).date()
+    moments: list[datetime] = []
+    for days in (-1, 0, 1, 2):
+        written = datetime.combine(today + timedelta(days=days), until, timezone)
+        first, second = (written.replace(fold=fold).astimezone(UTC) for fold in (0, 1))
+        moments += [first, max(first, second)]  # in spring the second one is before the change
+    return min(moment for moment in moments if moment > origin)

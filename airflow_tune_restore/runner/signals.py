@@ -7,6 +7,9 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+NUMBERS = (signal.SIGTERM, signal.SIGINT)
+"""The signals that ask a runner to stop."""
+
 
 class StopRequestedError(BaseException):
     """A signal came while no trial was running. A BaseException, so that `except Exception` misses it."""
@@ -29,8 +32,10 @@ class StopSignals:
 
     def install(self) -> None:
         """Handle both signals. Call it again after Ray has started, which replaces the handlers."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in NUMBERS:
             signal.signal(number, self._handle)
+        # the driver of a Ray job inherits a mask that blocks SIGINT (JobSupervisor, seen in 2.60)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
 
     def ignore(self) -> None:
         """Ignore signals from now on, until the outcome is written."""

@@ -17,7 +17,7 @@ from tests.support.kubernetes.api import IMAGE, NAMESPACE
 from tests.support.kubernetes.server import cluster as kubernetes_cluster
 from tests.support.ray.cluster import ray_cluster
 
-SECONDS = 100
+SECONDS = 150
 """Long enough for most machines to get every trial to iteration 3. Whatever was reached, it is kept."""
 
 EVERY = [1, 2, 3, 4, 5, 6]

@@ -22,9 +22,10 @@ from airflow.sdk.execution_time.comms import (
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks import window
 from airflow_tune_restore.hooks.dag_runs import trigger_command
-from airflow_tune_restore.hooks.window import Repetition, end_of_window
+from airflow_tune_restore.hooks.window import Repetition
 from airflow_tune_restore.operators.repeat_run import RepeatRunOperator
 from airflow_tune_restore.operators.totals import Totals
+from airflow_tune_restore.protocol.window import end_of_window
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
 from airflow_tune_restore.version_compat import AirflowFailException, AirflowSkipException, conf
 
