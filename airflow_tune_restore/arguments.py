@@ -13,7 +13,7 @@ from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import Health
-from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.protocol import lease, window
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.only import WORDS, Only
 
@@ -26,7 +26,6 @@ SWITCHES = tuple(field.name for field in fields(PlanChoices) if field.type is bo
 MIN_LEASE_TTL = timedelta(seconds=3 * lease.RENEW_SECONDS)
 """Shortest `lease_ttl`: two renewals may be late."""
 
-_TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?")
 _BETWEEN_IDS = re.compile(r"[,\n]")
 SKIP_UNKNOWN, _FAIL_UNKNOWN = "skip", "fail"
 """The values of `on_unknown`: an experiment that no trainable is given for is listed, or refused."""
@@ -99,10 +98,10 @@ def parse_time_of_day(name: str, value: Any) -> time | None:
     """Parse an optional time of day, as `07:00`; a template that rendered to nothing is refused."""
     if value is None:
         return None
-    text = str(value).strip()
-    if _TIME_OF_DAY.fullmatch(text) is None:
-        raise InvalidInputError(f"{name}={value!r} is not a time of day, as '07:00'.")
-    return time.fromisoformat(text if text[2] == ":" else f"0{text}")
+    try:
+        return window.parse_time_of_day(str(value))
+    except ValueError:
+        raise InvalidInputError(f"{name}={value!r} is not a time of day, as '07:00'.") from None
 
 
 def parse_optional_limit(name: str, value: Any) -> timedelta | None:

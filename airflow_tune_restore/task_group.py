@@ -32,7 +32,7 @@ from airflow_tune_restore.operators.group_arguments import (
     refuse_unknown,
 )
 from airflow_tune_restore.operators.preview_restore import PreviewRestoreOperator
-from airflow_tune_restore.operators.repeat_run import RepeatRunOperator, check_window
+from airflow_tune_restore.operators.repeat_run import RepeatRunOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.operators.xcom import OUTCOMES_KEY, TOTALS_KEY
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
@@ -84,8 +84,9 @@ class TuneRestoreTaskGroup(TaskGroup):
         max_active_trials: How many trials run at the same time in one DAG run.
         repeat: Whether the next DAG run is started, with the same conf, if trials wait and at least one
             that ran has finished or got further (`RepeatRunOperator`).
-        until, max_duration: With `repeat`: no further DAG run is started after this time of day, in the
-            time zone of the DAG, or for longer. What runs is left to end.
+        until, max_duration: The end of the window: a time of day in the time zone of the DAG, as `07:00`,
+            and how long it lasts. From then on nothing is started, and what runs is paused: its tasks are
+            skipped, and the next DAG run goes on from its snapshots.
         require_approval: Whether a person must approve what will run. Each DAG run asks.
         approval_timeout: How long an answer is waited for; timedelta or seconds. Without one, `approve`
             fails. None: for ever.
@@ -164,7 +165,6 @@ class TuneRestoreTaskGroup(TaskGroup):
                 "nothing is searched for without it."
             )
         check_literals({"repeat": repeat}, ())
-        check_window(repeat, until, max_duration)
         approval = parse_approval(
             require_approval=require_approval,
             approval_timeout=approval_timeout,
@@ -172,6 +172,7 @@ class TuneRestoreTaskGroup(TaskGroup):
             assigned_users=assigned_users,
             notifiers=notifiers,
         )
+        window: dict[str, Any] = {"until": until, "max_duration": max_duration}
         super().__init__(group_id=group_id, **pick(more, GroupArguments))
         from_dag = self.dag.default_args if self.dag else {}
         for_all = pick(more, TaskArguments)
@@ -189,6 +190,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                         "wait": wait,
                         "storage_conn_id": storage_conn_id,
                         "ray_conn_id": ray_conn_id,
+                        **window,
                         **find,
                         **for_find,
                         **(find_args or {}),
@@ -228,6 +230,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                     "ray_conn_id": ray_conn_id,
                     **place,
                     **shared,
+                    **window,
                     **pick(more, PlanArguments),
                     **(plan_args or {}),
                 },
@@ -261,6 +264,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                     "ignore_tuner": ignore_tuner,
                     "trust_name": trust_name,
                     **shared,
+                    **window,
                     **run,
                     **(pick(more, CheckArguments) if not in_pods else trial_args or {}),
                     **(continue_search_args or {}),
@@ -277,8 +281,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                     task_id="repeat",
                     totals=totals,
                     searches=self.continue_search.output,
-                    until=until,
-                    max_duration=max_duration,
+                    **window,
                 )
                 [self.plan, self.trial, self.commit, self.continue_search] >> again
 

@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -19,6 +20,7 @@ from airflow_tune_restore.cli.options import (
     ListAll,
     PlanOptions,
     ScanOptions,
+    WindowOptions,
     flag_of,
     with_options,
 )
@@ -136,7 +138,7 @@ def plan(
 
 @app.command(short_help="Plan, run and commit a restore.")
 @with_options
-def restore(
+def restore(  # noqa: PLR0913  one group of options per subject
     context: typer.Context,
     experiment: ExperimentUri,
     *,
@@ -144,6 +146,7 @@ def restore(
     run: RunOptions,
     where: LauncherOptions,
     lease: LeaseOptions,
+    window: WindowOptions,
     list_all: ListAll = False,
     as_json: Json = False,
 ) -> None:
@@ -156,9 +159,9 @@ def restore(
     Ctrl-C (or SIGTERM) stops all trials: they save snapshots, and their progress is committed.
 
     Exit code 0: every resumed trial finished and every sample is drawn, or there was nothing to do. 1:
-    trials failed again, a run broke off, or samples are left (progress is committed). 2: bad usage or
-    refused input. 3: the experiment is running, or another restore holds its lease. 130: Ctrl-C. 143:
-    SIGTERM.
+    trials failed again or are paused, a run broke off, or samples are left (progress is committed). 2:
+    bad usage or refused input. 3: the experiment is running, or another restore holds its lease. 130:
+    Ctrl-C. 143: SIGTERM.
     """
     from airflow_tune_restore.cli.lease import refuse_without_terminal
     from airflow_tune_restore.cli.progress import Progress
@@ -178,6 +181,7 @@ def restore(
             can_search=run.search_alg is not None,
             name_option=flag_of,
             recipes=run.parse(),
+            pause_at=window.end(datetime.now(UTC)),
         ),
         run=run,
         address=where.runner_address,

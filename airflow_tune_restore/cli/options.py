@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
-from datetime import timedelta
+from datetime import datetime, time, timedelta
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
@@ -17,6 +17,7 @@ from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
 from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
 from airflow_tune_restore.protocol.lease_watch import KNOWN_DEAD_SECONDS
+from airflow_tune_restore.protocol.window import end_of_window, parse_time_of_day
 from airflow_tune_restore.restore.choices import (
     AUTO,
     DEFAULT_MAX_MEMORY_BYTES,
@@ -26,6 +27,8 @@ from airflow_tune_restore.restore.choices import (
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.only import Only
 from airflow_tune_restore.restore.shown_rows import MAX_ROWS
+
+_UNITS = {"h": 3600, "m": 60, "s": 1}
 
 
 def _parse_span(seconds: str | timedelta) -> timedelta:
@@ -311,6 +314,52 @@ class LeaseOptions:
         f"{KNOWN_DEAD_SECONDS:.0f} s: it refuses if a heartbeat moves.",
     ] = False
     yes: Annotated[bool, "Break the lease without asking."] = False
+
+
+def _parse_time(text: str | time) -> time:
+    if isinstance(text, time):
+        return text
+    try:
+        return parse_time_of_day(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text} is not a time of day, as 07:00.") from None
+
+
+def _parse_length(text: str | timedelta) -> timedelta:
+    """Parse a duration: `3h`, `90m`, or seconds."""
+    if isinstance(text, timedelta):
+        return text
+    unit = _UNITS.get(text[-1:])
+    return _parse_limit(text) if unit is None else _parse_limit(text[:-1]) * unit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowOptions:
+    """How long a restore may run."""
+
+    until: Annotated[
+        time | None,
+        typer.Option(
+            parser=_parse_time,
+            metavar="HH:MM",
+            help="From this time on, by this machine's clock, nothing is started, and running trials are "
+            "paused: they save snapshots, and their progress is committed.",
+        ),
+    ] = None
+    max_duration: Annotated[
+        timedelta | None,
+        typer.Option(
+            parser=_parse_length,
+            metavar="DURATION",
+            help="The same after so long: '3h', '90m', or seconds.",
+        ),
+    ] = None
+
+    def end(self, now: datetime) -> datetime | None:
+        """Return the end of a window that begins now (an aware time); None without one."""
+        zone = now.astimezone().tzinfo
+        assert zone is not None  # noqa: S101  it is aware
+        return end_of_window(now, zone, self.until, self.max_duration)
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

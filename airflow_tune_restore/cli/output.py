@@ -346,6 +346,7 @@ def _summary_json(
     shown = "experiment restore_id state_file samples_left searcher_lost broke_off"
     return {name: getattr(summary, name) for name in shown.split()} | {
         "failed": [change.trial_id for change in summary.failed],
+        "paused": [change.trial_id for change in summary.paused],
         "quarantined": summary.quarantined,
         "trials": summary.describe_changes(),
     }

@@ -19,6 +19,7 @@ from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.check import CheckAnswer
 from airflow_tune_restore.protocol.kept_lease import keep_lease
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
+from airflow_tune_restore.protocol.window import is_over
 from airflow_tune_restore.restore.check_request import build_check_request
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.commit import commit_restore
@@ -116,11 +117,9 @@ def restore_experiment(
     done = restore.carry_out(prepared)
     if done is None and prepared.nothing_to_do:
         return _nothing_to_restore(store, prepared.nothing_to_do, options, progress)
-    if done is None or done.is_whole_experiment or not done.samples_left or restore.was_stopped:
+    if done is None or restore.was_stopped or not _has_search(done):
         return done
-    if done.chosen:  # the samples are not among them
-        return done
-    if done.searcher_lost:  # its headline names the next step
+    if is_over(options.prepare.window_end, store.now()):
         return done
     # this process wrote the state just now, so silence does not matter
     known_dead = replace(prepared.options, stale_after=timedelta(0))
@@ -130,6 +129,15 @@ def restore_experiment(
     progress.say(f"{done.headline()} Drawing the samples that are left.")
     drawn = restore.carry_out(rest)
     return done if drawn is None else done.then(drawn)
+
+
+def _has_search(done: CommitSummary) -> bool:
+    """Whether samples are left to draw now: not by a run of all trials, nor among chosen ones.
+
+    If their searcher is lost, the headline names the next step.
+    """
+    is_left = bool(done.samples_left) and not done.is_whole_experiment
+    return is_left and not (done.chosen or done.searcher_lost)
 
 
 def _nothing_to_restore(

@@ -6,11 +6,12 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.launch.base import Launcher, Run, follow
-from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol import layout, window
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.protocol.request import (
@@ -22,6 +23,7 @@ from airflow_tune_restore.protocol.request import (
 )
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
 from airflow_tune_restore.restore.ledger import explain
+from airflow_tune_restore.restore.paused import RestorePausedError
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.runner_death import record_death
 from airflow_tune_restore.storage.base import ObjectStore
@@ -74,12 +76,29 @@ class TrialRuns:
             units.put(unit)
         count = min(self._parallel, units.qsize())
         workers: list[_Worker] = []
+        limit = self._stop_with_window()
         try:
             for _ in range(count):  # one by one: Ctrl-C may come before the last
                 workers.append(_in_background(self._run_next, units))
             _wait_for(workers)
         except KeyboardInterrupt:
             self._stop_all(workers)
+        finally:
+            limit.cancel()
+
+    def _stop_with_window(self) -> threading.Timer:
+        """Stop what has not ended by itself with the window: a job that waits, a runner that hangs."""
+
+        def stop_runs() -> None:
+            for unit, run in list(self._runs.items()):
+                self._stop(unit, run)
+
+        left = window.seconds_until(window.last_moment(self._plan.pause_at), datetime.now(UTC))
+        timer = threading.Timer(min(left or 0.0, threading.TIMEOUT_MAX), stop_runs)
+        timer.daemon = True
+        if left is not None:
+            timer.start()
+        return timer
 
     def _run_next(self, units: "queue.SimpleQueue[str]") -> None:
         """Run one unit after another. One that cannot be run keeps no other from running."""
@@ -135,8 +154,8 @@ class TrialRuns:
         if self._stopping.is_set() and not records.has_begun(request.attempt):
             return
         last_lines = end.message.splitlines()
-        died = record_death(self._store, self._plan, request, end.exit_code, last_lines)
-        _log_error(request.trial_id, str(died))
+        with self._errors_logged(request.trial_id):
+            raise record_death(self._store, self._plan, request, end.exit_code, last_lines)
 
     def _stop_all(self, workers: "list[_Worker]") -> None:
         """Stop all runs at the same time, and wait until they have saved their snapshots."""
@@ -176,6 +195,8 @@ class TrialRuns:
     def _errors_logged(self, unit: str) -> Iterator[None]:
         try:
             yield
+        except RestorePausedError as error:
+            self._progress.say(printable(str(error), NOTE_LENGTH))
         except TuneRestoreError as error:
             _log_error(unit, str(error))
 

@@ -1,5 +1,6 @@
 """Turns errors of this package into Airflow's: permanent ones fail at once; tracebacks stay short."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,7 +18,14 @@ from airflow_tune_restore.exceptions import (
     UncommittableError,
 )
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
-from airflow_tune_restore.version_compat import AirflowException, AirflowFailException
+from airflow_tune_restore.restore.paused import RestorePausedError
+from airflow_tune_restore.version_compat import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+)
+
+logger = logging.getLogger(__name__)
 
 PERMANENT = (
     CommitUndoneError,  # a user undid it on purpose
@@ -41,11 +49,16 @@ def as_airflow_errors(
 ) -> Iterator[None]:
     """Raise permanent errors as `AirflowFailException`, the package's others as `AirflowException`.
 
+    A trial that is paused has not failed: its task is skipped.
     The message is the last line of a task's log. With `describe_next`, it ends in what happens next.
     `is_final` picks errors that are permanent, beside those of `PERMANENT`.
     """
     try:
         yield
+    except RestorePausedError as error:
+        text = printable(str(error), NOTE_LENGTH)
+        logger.info("%s", text)  # Airflow's own line does not have the reason of a skip
+        raise AirflowSkipException(text) from None
     except TuneRestoreError as error:
         text = str(error)
         if describe_next is not None and (step := describe_next(error)):

@@ -1,5 +1,7 @@
 """DAG runs: which one takes a lease, whether the one that holds it has ended, and how one is started."""
 
+import json
+import shlex
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -35,6 +37,9 @@ ENDED = ("success", "failed")
 
 _DAG_RUN_STATE = {"type": "DagRunStateResult", "state": "running"}
 """A reply about DAG runs: only the supervisor of a task can decode it (task-sdk 1.3)."""
+
+_CONF_LENGTH = 2000
+"""Characters of a conf that the command in a log has."""
 
 _NOT_FOUND = 404
 _one_at_a_time = threading.Lock()
@@ -159,6 +164,17 @@ def start_dag_run(dag_id: str, run_id: str, conf: Mapping[str, Any]) -> str:
     with _one_at_a_time:
         answer = task_runner.SUPERVISOR_COMMS.send(request)
     return str(answer.error.value) if isinstance(answer, ErrorResponse) else ""
+
+
+def trigger_command(dag_run: Any) -> str:
+    """Return the command that starts a DAG run with the same conf."""
+    command = f"airflow dags trigger {shlex.quote(dag_run.dag_id)}"
+    text = json.dumps(dag_run.conf or {}, default=str)
+    if not dag_run.conf:
+        return command
+    if len(text) > _CONF_LENGTH:
+        return f"{command} --conf, with the conf of this DAG run"
+    return f"{command} --conf {shlex.quote(text)}"
 
 
 def has_ended(dag_id: str, run_id: str) -> bool:

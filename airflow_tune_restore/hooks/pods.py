@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, Literal
 
 from airflow.providers.cncf.kubernetes.exceptions import KubernetesApiError
@@ -24,6 +25,7 @@ from yaml import YAMLError
 
 from airflow_tune_restore.exceptions import KubernetesConnectionError
 from airflow_tune_restore.hooks.pod_logs import CATCH_UP_SECONDS, FollowedLog
+from airflow_tune_restore.hooks.pod_window import until
 from airflow_tune_restore.launch.kubernetes import api
 from airflow_tune_restore.launch.kubernetes.api import LOG_SECONDS, POLL_SECONDS, WAIT_SECONDS
 from airflow_tune_restore.launch.kubernetes.bounded_client import bound
@@ -78,10 +80,17 @@ class PatientPodManager(PodManager):
         super().__init__(kube_client=pods.core, callbacks=callbacks)
         self._pods = pods
         self._container = pods.watch.container
+        self.give_up_at: datetime | None = None
+        """When a pod is given up that has not started (UTC); None: the timeouts of the operator count."""
 
     def create_pod(self, pod: Any) -> Any:
         """Create a pod, or return the pod that has its name already."""
         return self._pods.create(pod)
+
+    async def await_pod_start(self, *arguments: Any, **options: Any) -> None:
+        """Wait for the start of a pod, at most until `give_up_at`."""
+        async with until(self.give_up_at):
+            await super().await_pod_start(*arguments, **options)
 
     def delete_pod(self, pod: Any) -> None:
         """Delete a pod; a runner saves a snapshot first."""

@@ -12,6 +12,7 @@ from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHo
 from airflow.providers.cncf.kubernetes.utils.pod_manager import AsyncPodManager
 
 from airflow_tune_restore.hooks.pod_logs import stamped
+from airflow_tune_restore.hooks.pod_window import until
 from airflow_tune_restore.launch.kubernetes import api, bounded_client
 from airflow_tune_restore.launch.kubernetes.bounded_client import REQUEST_SECONDS
 from airflow_tune_restore.launch.kubernetes.container_log import ContainerLog, time_of, whole_log
@@ -116,6 +117,13 @@ class FoldingPodManager(AsyncPodManager):
         super().__init__(async_hook=async_hook)
         self._log_hook = async_hook
         self.shown = shown
+        self.give_up_at: datetime | None = None
+        """When a pod is given up that has not started (UTC); None: the timeouts of the operator count."""
+
+    async def await_pod_start(self, *arguments: Any, **options: Any) -> None:
+        """Wait for the start of a pod, at most until `give_up_at`."""
+        async with until(self.give_up_at):
+            await super().await_pod_start(*arguments, **options)
 
     async def fetch_container_logs_before_current_sec(
         self, pod: Any, container_name: str, since_time: Any = None

@@ -10,10 +10,13 @@ from airflow_tune_restore.hooks.dag_runs import hold_as_dag_run
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators import xcom
 from airflow_tune_restore.operators.approval import Approval
-from airflow_tune_restore.operators.experiment_batch import ExperimentBatch
 from airflow_tune_restore.operators.next_step import describe_next_run
 from airflow_tune_restore.operators.plan_log import log_plans
-from airflow_tune_restore.operators.prepare_restores import PrepareRestoresOperator, Task
+from airflow_tune_restore.operators.prepare_restores import (
+    PrepareRestoresOperator,
+    Task,
+    wait_if_over,
+)
 from airflow_tune_restore.operators.trial_items import build_items
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.prepared import PreparedRestore
@@ -31,7 +34,7 @@ class BuildRestorePlanOperator(PrepareRestoresOperator):
 
     * `restored`: its restore was started; `continue_search`: only its search is left to continue.
     * `left_alone`: it is running, another restore works on it, or nothing is to do.
-    * `waiting`: this DAG run has no room for it. The next one takes it.
+    * `waiting`: this DAG run has no room for it, or its window has ended. The next one takes it.
     * `misfit`: it was made with another trainable.
     * `unknown`: no trainable is given for it.
     * `refused`: it cannot be restored before a person has done something.
@@ -87,19 +90,26 @@ class BuildRestorePlanOperator(PrepareRestoresOperator):
         to_start = self.record(batch, prepared, by_name)
         # pushed before, too: if this task dies half-way, the commit finds the leases that it took
         context["ti"].xcom_push(xcom.OUTCOMES_KEY, batch.to_xcom())
-        return self._start(context, batch, to_start)
+        return self._start(context, task, to_start)
 
     def _start(
         self,
         context: Context,
-        batch: ExperimentBatch,
+        task: Task,
         prepared: dict[str, PreparedRestore],
     ) -> list[tuple[Address, RestorePlan]]:
+        batch = task.batch
         ttl_seconds, holder = self._ttl_seconds(), hold_as_dag_run(context, self.log)
 
         def start(text: str) -> tuple[RestorePlan | None, CommitSummary | None]:
             return start_restore(prepared[text], ttl_seconds=ttl_seconds, **holder)
 
+        # the check of a trainable may have taken minutes
+        prepared = {
+            text: each
+            for text, each in prepared.items()
+            if not wait_if_over(batch, text, each, task.window, context)
+        }
         started: list[tuple[Address, RestorePlan]] = []
         for text, (plan, settled) in batch.map(start, prepared):
             if settled is not None:

@@ -6,6 +6,7 @@ from typing import Any
 from airflow.sdk import Context
 
 from airflow_tune_restore.arguments import parse_limit
+from airflow_tune_restore.hooks.window import Window
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask, OpenExperiment
 from airflow_tune_restore.operators.continue_search_steps import (
@@ -51,7 +52,8 @@ class ContinueSearchOperator(AttemptOperator):
             never started. (templated)
         search_alg: As in `RestoreTrialOperator`. (templated)
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
-        ignore_tuner, trust_name, check_timeout: As in `BuildRestorePlanOperator`. (templated)
+        ignore_tuner, trust_name, check_timeout, until, max_duration: As in `BuildRestorePlanOperator`.
+            (templated)
         ray_address: Ray cluster to run on; by default a private Ray on all CPUs. (templated)
         **kwargs: The other arguments of `RestoreTrialOperator`, except `trial` and `retry_policy`.
     """
@@ -62,6 +64,8 @@ class ContinueSearchOperator(AttemptOperator):
         "experiment",
         "ignore_tuner",
         "trust_name",
+        "until",
+        "max_duration",
         "check_timeout",
         *AttemptOperator.template_fields,
     )
@@ -74,6 +78,8 @@ class ContinueSearchOperator(AttemptOperator):
         stale_after: timedelta | float | str = 0,
         ignore_tuner: bool | str = False,
         trust_name: bool | str = False,
+        until: str | None = None,
+        max_duration: timedelta | float | str | None = None,
         check_timeout: timedelta | float | str = DEFAULT_CHECK_TIMEOUT,
         **kwargs: Any,
     ) -> None:
@@ -82,6 +88,8 @@ class ContinueSearchOperator(AttemptOperator):
         self.stale_after = stale_after
         self.ignore_tuner = ignore_tuner
         self.trust_name = trust_name
+        self.until = until
+        self.max_duration = max_duration
         self.check_timeout = check_timeout
         self.check_literals(vars(self))
 
@@ -100,6 +108,7 @@ class ContinueSearchOperator(AttemptOperator):
                 self.ignore_tuner,
                 self.trust_name,
                 self.parse_recipes(),
+                Window.of(context, self.until, self.max_duration),
             )
             plan, settled = start_continued_search(
                 *(context, experiment.store, options),

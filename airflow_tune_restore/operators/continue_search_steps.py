@@ -16,8 +16,10 @@ from airflow_tune_restore.exceptions import (
     RunnerRefusedError,
     TuneRestoreError,
 )
+from airflow_tune_restore.hooks.airflow_errors import package_error_behind
 from airflow_tune_restore.hooks.dag_runs import ask_dag_run, hold_as_dag_run
 from airflow_tune_restore.hooks.experiment_storage import Address
+from airflow_tune_restore.hooks.window import Window
 from airflow_tune_restore.operators.experiment_batch import describe_holder
 from airflow_tune_restore.operators.prepare_restores import DEFAULT_LEASE_TTL
 from airflow_tune_restore.operators.summary_log import log_summaries
@@ -30,6 +32,7 @@ from airflow_tune_restore.protocol.request import Result, RunnerOutcome
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.own_restore import fresh_restore_id
+from airflow_tune_restore.restore.paused import RestorePausedError, paused_error
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.prepare import prepare_continued_search
 from airflow_tune_restore.restore.prepared import PreparedRestore, PrepareOptions
@@ -67,6 +70,7 @@ def continued_search_options(
     ignore_tuner: Any,
     trust_name: Any,
     recipes: Recipes,
+    window: Window | None = None,
 ) -> PrepareOptions:
     """Return how a continued search is planned."""
     return PrepareOptions(
@@ -79,6 +83,7 @@ def continued_search_options(
         can_search=parse_text(search_alg) is not None,
         ask_holder=ask_dag_run,
         recipes=recipes,
+        pause_at=window.end if window is not None else None,
     )
 
 
@@ -101,11 +106,15 @@ def start_continued_search(
         AirflowSkipException: If there is nothing to draw, the experiment is running, or another restore
             works on it.
         InvalidInputError: If the samples that are left have no searcher.
+        RestorePausedError: If the window has ended.
     """
     try:
         prepared = prepare_continued_search(store, restore_id_for(context, store.uri), options)
         if isinstance(prepared, str):
             raise AirflowSkipException(f"Nothing to draw. {printable(prepared, NOTE_LENGTH)}")
+        window = Window(options.pause_at)
+        if window.is_over and not prepared.is_started:
+            raise RestorePausedError(store.uri, layout.WHOLE_EXPERIMENT, str(window))
         if check is not None and not prepared.is_started:
             check(prepared)
         return start_restore(
@@ -131,18 +140,22 @@ def find_started_restore(context: Context, store: ObjectStore) -> str | None:
 def commit_after_last_try(
     context: Context, open_store: Callable[[], ObjectStore], log: "Logger"
 ) -> Iterator[None]:
-    """Commit the samples of a run that broke off if the task has no try left to continue it."""
+    """Commit the samples of a run that broke off if the task has no try left to continue it.
+
+    Also if the run is paused: then no try continues it.
+    """
     try:
         yield
-    except AirflowSkipException:
-        raise
     except AirflowException as error:
         ti = context["ti"]
-        if isinstance(error, AirflowFailException) or ti.try_number > ti.max_tries:
+        is_last = isinstance(error, AirflowFailException) or ti.try_number > ti.max_tries
+        if isinstance(error, AirflowSkipException):
+            is_last = isinstance(package_error_behind(error), RestorePausedError)
+        if is_last:
             try:
                 store = open_store()
                 restore_id = fresh_restore_id(store, restore_id_for(context, store.uri))
-                log.info("%s", commit_restore(store, restore_id).headline())
+                log_summaries([commit_restore(store, restore_id)], log)
             except KeyNotFoundError:
                 pass  # no run was started
             except TuneRestoreError as trouble:
@@ -156,10 +169,13 @@ def raise_unless_ended(plan: RestorePlan, outcome: RunnerOutcome) -> None:
 
     Raises:
         RunnerError: If it was stopped; a retry continues from its snapshot.
+        RestorePausedError: If the window of the restore has ended.
         RunnerRefusedError: If it was refused or fenced.
     """
     cause = outcome.describe_error()
     match Result(outcome.result):
+        case Result.PAUSED:
+            raise paused_error(plan, layout.WHOLE_EXPERIMENT)
         case Result.INTERRUPTED:
             raise RunnerError(
                 f"The search of {plan.experiment} was stopped in attempt {outcome.attempt}, with its "

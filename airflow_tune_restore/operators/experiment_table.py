@@ -9,6 +9,7 @@ from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.hooks.xcom_size import first_fitting
 from airflow_tune_restore.operators.totals import (
     TRIALS_FAILED,
+    TRIALS_PAUSED,
     UNREADABLE,
     WORDS,
     Totals,
@@ -43,6 +44,7 @@ class ExperimentLine:
         trials_run: Trials that were resumed, restarted or drawn.
         trials_finished: How many of them are TERMINATED now.
         trials_advanced: How many of the others got further.
+        trials_paused: How many of the others are paused.
         by_name: As in `OutcomeXCom`.
         waiting_trials: Trials that wait for a later DAG run.
         reason: Why it was not restored, or what was done.
@@ -56,6 +58,7 @@ class ExperimentLine:
     by_name: bool = False
     waiting_trials: int = 0
     reason: str = ""
+    trials_paused: int = 0
 
     @classmethod
     def of_plan(cls, item: OutcomeXCom) -> Self:
@@ -73,14 +76,22 @@ class ExperimentLine:
         """Describe an experiment that was committed."""
         return cls(
             experiment=item.experiment,
-            outcome=TRIALS_FAILED if summary.failed else str(item.outcome),
+            outcome=_outcome_of(summary) or str(item.outcome),
             trials_run=len(summary.ran),
-            trials_finished=len(summary.ran) - len(summary.failed),
-            trials_advanced=sum(change.has_advanced for change in summary.failed),
+            trials_finished=len(summary.ran) - len(summary.failed) - len(summary.paused),
+            trials_advanced=sum(change.has_advanced for change in summary.ran),
+            trials_paused=len(summary.paused),
             by_name=item.by_name,
             waiting_trials=item.waiting,
             reason=summary.headline().removeprefix(f"{summary.experiment}: "),
         )
+
+
+def _outcome_of(summary: CommitSummary) -> str:
+    """Return the outcome of a restore with trials that did not finish; "" if all did."""
+    if summary.failed:
+        return TRIALS_FAILED
+    return TRIALS_PAUSED if summary.paused else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +147,7 @@ class ExperimentTable:
             trials_run=sum(line.trials_run for line in self.lines),
             trials_finished=sum(line.trials_finished for line in self.lines),
             trials_advanced=sum(line.trials_advanced for line in self.lines),
+            trials_paused=sum(line.trials_paused for line in self.lines),
             waiting_experiments=counts[Outcome.WAITING] + parts,
             waiting_trials=sum(line.waiting_trials for line in self.lines) + self.unlisted_trials,
         )

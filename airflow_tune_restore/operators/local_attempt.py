@@ -1,8 +1,10 @@
 """Runs the attempts of a task as processes on the worker."""
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING
 
 from airflow.sdk import Context
@@ -11,15 +13,15 @@ from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import LeaseLostError, TuneRestoreError
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.launch.runner_log import RunnerLog
-from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol import layout, window
 from airflow_tune_restore.protocol.request import (
-    Result,
     RunnerOutcome,
     RunnerProgress,
     RunnerRequest,
 )
 from airflow_tune_restore.restore.claim import claim_next_attempt
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
+from airflow_tune_restore.restore.paused import find_final_outcome
 from airflow_tune_restore.restore.runner_death import LAST_LINES, record_death
 
 if TYPE_CHECKING:
@@ -47,11 +49,11 @@ class LocalAttempt:
 
     def find_final_outcome(self) -> RunnerOutcome | None:
         """Return the outcome of an earlier try if there is nothing left to run."""
-        outcome = self._task.records.outcome()
-        final = {Result.FINISHED, *((Result.FAILED,) if self._task.is_one_of_many else ())}
-        if outcome is None or outcome.result not in final:
-            return None
-        self._log.info("An earlier try of this task has the outcome (attempt %d).", outcome.attempt)
+        outcome = find_final_outcome(self._task.store, self._task.plan, self._task.trial_id)
+        if outcome is not None:
+            self._log.info(
+                "An earlier try of this task has the outcome (attempt %d).", outcome.attempt
+            )
         return outcome
 
     def is_alive(self, context: Context) -> bool:
@@ -89,6 +91,7 @@ class LocalAttempt:
                 *("run" if plan.is_sweep else "restore", plan.restore_id),
             )
             self._process = process = launcher.start(request)
+            limit = self._stop_with_window()
             last: deque[str] = deque(maxlen=LAST_LINES)
             shown = RunnerLog(self._log, plan.metric, of_many=is_whole)
             try:
@@ -98,12 +101,23 @@ class LocalAttempt:
                 exit_code = process.wait()
                 self._process = None
             finally:
+                limit.cancel()
                 shown.end()
                 self.stop()  # after a timeout or an error: no runner is left behind
         outcome = task.records.outcome(request.attempt)
         if outcome is None:
             raise record_death(task.store, plan, request, exit_code, list(last))
         return outcome
+
+    def _stop_with_window(self) -> threading.Timer:
+        """Stop a runner that hangs, and does not end itself with the window of its restore."""
+        moment = window.last_moment(self._task.plan.pause_at)
+        left = window.seconds_until(moment, datetime.now(UTC))
+        timer = threading.Timer(min(left or 0.0, threading.TIMEOUT_MAX), self.stop)
+        timer.daemon = True
+        if left is not None:
+            timer.start()
+        return timer
 
     def _follow_shared_run(self) -> RunnerOutcome:
         """Attach to the whole-experiment run, or start it, until this trial has an outcome."""

@@ -1,9 +1,7 @@
 """The end of the last line of a task: what happens next."""
 
-import json
 from datetime import timedelta
-from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from airflow.sdk import Context
 
@@ -15,6 +13,7 @@ from airflow_tune_restore.exceptions import (
     TuneRestoreError,
 )
 from airflow_tune_restore.hooks.airflow_errors import PERMANENT
+from airflow_tune_restore.hooks.dag_runs import trigger_command
 from airflow_tune_restore.version_compat import RetryAction, decide_retry
 
 if TYPE_CHECKING:
@@ -26,9 +25,6 @@ KEPT_IN_EXPERIMENT = "the experiment holds what the sweep has done, and can be r
 """What becomes of the work of a task without a retry: of a trial, of a continued search, of a sweep."""
 
 _OF_AN_ATTEMPT = (TrialFailedError, RunnerDiedError, TrialStoppedError)
-_CONF_LENGTH = 2000
-"""Characters of a conf that a command in a log has."""
-
 _MINUTE, _LONG = timedelta(minutes=1), timedelta(minutes=2)
 
 
@@ -61,17 +57,6 @@ def describe_next(
 def describe_next_run(context: Context) -> str:
     """Return how a person is asked again: in this DAG run, Airflow keeps the page that it has shown."""
     return f"To ask for a new yes, start a new DAG run: {trigger_command(context['dag_run'])}"
-
-
-def trigger_command(dag_run: Any) -> str:
-    """Return the command that starts a DAG run with the same conf."""
-    command = f"airflow dags trigger {quote(dag_run.dag_id)}"
-    text = json.dumps(dag_run.conf or {}, default=str)
-    if not dag_run.conf:
-        return command
-    if len(text) > _CONF_LENGTH:
-        return f"{command} --conf, with the conf of this DAG run"
-    return f"{command} --conf {quote(text)}"
 
 
 def _describe_wait(operator: "BaseOperator", given: timedelta | None) -> str:

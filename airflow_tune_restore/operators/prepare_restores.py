@@ -1,6 +1,7 @@
 """The base of the operators that prepare restores: the plan, and the preview that comes before a yes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,9 +12,10 @@ from airflow_tune_restore import arguments
 from airflow_tune_restore.arguments import RESUME_FLAGS, SKIP_UNKNOWN, SWITCHES, parse_text
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError, UnknownTrialError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
-from airflow_tune_restore.hooks.dag_runs import ask_dag_run
+from airflow_tune_restore.hooks.dag_runs import ask_dag_run, trigger_command
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import driver_jobs
+from airflow_tune_restore.hooks.window import Window
 from airflow_tune_restore.hooks.xcom_size import unpack
 from airflow_tune_restore.launch.account import runner_account
 from airflow_tune_restore.launch.base import LauncherName
@@ -41,6 +43,7 @@ class Task(NamedTuple):
     batch: ExperimentBatch
     options: PrepareOptions
     max_trials: int | None
+    window: Window
 
 
 class PrepareRestoresOperator(RecipeOperator):
@@ -77,6 +80,11 @@ class PrepareRestoresOperator(RecipeOperator):
             ignore_tuner, trust_name, max_attempts: As in
             `airflow_tune_restore.restore.choices.PlanChoices`.
         max_memory: `PlanChoices.max_memory_bytes`.
+        until: A time of day in the time zone of the DAG, as `07:00`: the end of the window. From then on
+            nothing is started, and what runs is paused. It is the next such moment after the DAG run was
+            to run; in a row of DAG runs that `repeat` starts, after the first one was. (templated)
+        max_duration: How long after that the window ends, if not before; timedelta or seconds.
+            (templated)
         max_trials: Most trials of this DAG run, if fewer than `[core] max_map_length`. The longest dead
             experiments come first, whole ones before a part of one. The others wait. (templated)
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds. 0
@@ -105,6 +113,8 @@ class PrepareRestoresOperator(RecipeOperator):
         "max_attempts",
         "max_memory",
         "max_trials",
+        "until",
+        "max_duration",
         "stale_after",
         "check_timeout",
         "storage_conn_id",
@@ -138,6 +148,8 @@ class PrepareRestoresOperator(RecipeOperator):
         max_attempts: int | str | None = None,
         max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
         max_trials: int | str | None = None,
+        until: str | None = None,
+        max_duration: timedelta | float | str | None = None,
         stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
         lease_ttl: timedelta | float = DEFAULT_LEASE_TTL,
         check_timeout: timedelta | float | str = DEFAULT_CHECK_TIMEOUT,
@@ -170,6 +182,8 @@ class PrepareRestoresOperator(RecipeOperator):
         self.max_attempts = max_attempts
         self.max_memory = max_memory
         self.max_trials = max_trials
+        self.until = until
+        self.max_duration = max_duration
         self.stale_after = stale_after
         self.lease_ttl = lease_ttl
         self.check_timeout = check_timeout
@@ -184,7 +198,8 @@ class PrepareRestoresOperator(RecipeOperator):
         """Parse the arguments (InvalidInputError if one is not valid)."""
         experiments = unpack(self.experiments)
         hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
-        options = self._options()
+        window = Window.of(context, self.until, self.max_duration)
+        options = replace(self._options(), pause_at=window.end)
         max_trials = arguments.parse_count("max_trials", self.max_trials)
         runner_account(self._user(), self.launcher)
         fails_on_unknown = arguments.parse_on_unknown("on_unknown", self.on_unknown)
@@ -194,7 +209,7 @@ class PrepareRestoresOperator(RecipeOperator):
             fails_on_unknown=fails_on_unknown,
             find_started=partial(_find_started, context, hook),
         )
-        return Task(hook, batch, options, max_trials)
+        return Task(hook, batch, options, max_trials, window)
 
     def prepare(
         self, context: Context, task: Task
@@ -205,6 +220,9 @@ class PrepareRestoresOperator(RecipeOperator):
         """
         hook, batch = task.hook, task.batch
         prepared = self._prepare_all(context, hook, batch, task.options)
+        for text, restore in prepared.items():
+            wait_if_over(batch, text, restore, task.window, context)
+        prepared = batch.undecided(prepared)
         has_evidence = self._refuse_misfits(hook, batch, prepared)
         prepared = take_what_fits(batch, batch.undecided(prepared), task.max_trials)
         if not batch.spans_directories:
@@ -329,6 +347,29 @@ class PrepareRestoresOperator(RecipeOperator):
 
     def _parse_bools(self, names: Sequence[str]) -> dict[str, bool]:
         return {name: arguments.parse_bool(name, getattr(self, name)) for name in names}
+
+
+def wait_if_over(
+    batch: ExperimentBatch,
+    text: str,
+    restore: PreparedRestore,
+    window: Window,
+    context: Context,
+) -> bool:
+    """Let a restore wait for a later DAG run if the window has ended; return whether it has.
+
+    One that an earlier try has started goes on to its commit.
+    """
+    if restore.is_started or not window.is_over:
+        return False
+    start = trigger_command(context["dag_run"])
+    batch.wait(
+        text,
+        f"waits for the next DAG run: the window of this one ended at {window}. The next scheduled DAG "
+        f"run takes it; to start one now: {start}",
+        trials=len(restore.plan.left_to_run),
+    )
+    return True
 
 
 def _find_started(context: Context, hook: ExperimentStorageHook, address: Address) -> str | None:

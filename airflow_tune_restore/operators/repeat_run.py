@@ -2,18 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, NoReturn
 
 from airflow.sdk import Context, TriggerRule
 
-from airflow_tune_restore import arguments
-from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.checked_operator import CheckedOperator
-from airflow_tune_restore.hooks.dag_runs import has_ended, start_dag_run
-from airflow_tune_restore.operators.next_step import trigger_command
-from airflow_tune_restore.operators.repeat_window import Repetition, end_of_window
+from airflow_tune_restore.hooks.dag_runs import has_ended, start_dag_run, trigger_command
+from airflow_tune_restore.hooks.window import Repetition, Window
 from airflow_tune_restore.operators.totals import Totals
 from airflow_tune_restore.operators.xcom import resolve_xcom
 from airflow_tune_restore.protocol.printable import counted
@@ -42,10 +39,8 @@ class RepeatRunOperator(CheckedOperator):
         totals: `commit.output["totals"]` of a `CommitRestoreOperator`. Read when the task runs.
         searches: The output of a mapped `ContinueSearchOperator`: samples that it has drawn count as
             progress. Read when the task runs.
-        until: A time of day in the time zone of the DAG, as `07:00`: no further DAG run is started after
-            it. It is the next such moment after the first DAG run was to run. (templated)
-        max_duration: How long after that moment further DAG runs are started; timedelta or seconds.
-            (templated)
+        until, max_duration: As in `BuildRestorePlanOperator`: no further DAG run is started after the end
+            of the window. (templated)
     """
 
     template_fields = ("until", "max_duration")
@@ -70,10 +65,9 @@ class RepeatRunOperator(CheckedOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the next DAG run, or log why none is started."""
-        dag_run, dag = context["dag_run"], context["dag"]
+        dag_run = context["dag_run"]
         with as_airflow_errors():
-            until = arguments.parse_time_of_day("until", self.until)
-            max_duration = arguments.parse_optional_limit("max_duration", self.max_duration)
+            window = Window.of(context, self.until, self.max_duration)
             found = resolve_xcom(self.totals, context)
             totals = Totals.parse(found)
         if found is None:
@@ -85,9 +79,8 @@ class RepeatRunOperator(CheckedOperator):
             self._skip("No further DAG run is started: nothing waits for it.")
         waits = totals.describe_waiting()
         row = Repetition.of_run(dag_run.run_id, dag_run.run_after)
-        end = end_of_window(row.origin, dag.timezone, until, max_duration)
-        if end is not None and datetime.now(UTC) >= end:
-            over = f"the time for it was over at {end:%Y-%m-%d %H:%M:%S} UTC"
+        if window.is_over:
+            over = f"the window of this DAG run ended at {window}"
             self._skip(_describe_stop(waits, over, dag_run))
         if not (totals.shows_progress or self._has_drawn(context)):
             why = (
@@ -113,19 +106,6 @@ class RepeatRunOperator(CheckedOperator):
         """Skip the task; of the reason for that, Airflow's own line has nothing."""
         self.log.info("%s", reason)
         raise AirflowSkipException(reason)
-
-
-def check_window(repeat: Any, until: Any, max_duration: Any) -> None:
-    """Refuse a window without repetition (InvalidInputError): it would limit nothing."""
-    given = [
-        name
-        for name, value in (("until", until), ("max_duration", max_duration))
-        if value is not None
-    ]
-    if given and not repeat:
-        raise InvalidInputError(
-            f"{' and '.join(given)} needs repeat=True: no further DAG run is started without it."
-        )
 
 
 def _start_next(row: Repetition, dag_run: Any) -> tuple[str, str]:

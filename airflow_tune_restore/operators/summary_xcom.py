@@ -15,7 +15,7 @@ MAX_TRIALS = 1000
 """With more trials, the XCom leaves out those that did not change."""
 
 MAX_IDS = 20
-"""Ids of failed trials, and of quarantined ones, of each experiment that has no room for all."""
+"""Ids of failed, of paused and of quarantined trials of each experiment that has no room for all."""
 
 
 def describe_summaries(
@@ -58,6 +58,7 @@ def _without_trials(summary: CommitSummary) -> dict[str, Any]:
         "samples_left": left["samples_left"],
         "trials_run": len(summary.ran),
         "failed": [change.trial_id for change in summary.failed],
+        "paused": [change.trial_id for change in summary.paused],
         "quarantined": list(summary.quarantined),
         "headline": summary.headline(),
         "metric": summary.metric and printable(summary.metric),
@@ -66,11 +67,13 @@ def _without_trials(summary: CommitSummary) -> dict[str, Any]:
 
 def _with_few_ids(summary: CommitSummary) -> dict[str, Any]:
     whole = _without_trials(summary)
-    failed, quarantined = whole["failed"], whole["quarantined"]
+    failed, paused, quarantined = whole["failed"], whole["paused"], whole["quarantined"]
     return {
         **whole,
         "failed": failed[:MAX_IDS],
         "failed_count": len(failed),
+        "paused": paused[:MAX_IDS],
+        "paused_count": len(paused),
         "quarantined": quarantined[:MAX_IDS],
         "quarantined_count": len(quarantined),
     }

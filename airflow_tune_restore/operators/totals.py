@@ -15,6 +15,9 @@ COMMIT_FAILED = "commit_failed"
 TRIALS_FAILED = "trials_failed"
 """The outcome of a restored experiment if a trial that ran has not finished."""
 
+TRIALS_PAUSED = "trials_paused"
+"""The outcome of a restored experiment if its window has paused trials, and none has failed."""
+
 UNREADABLE = "unreadable"
 """The outcome of an experiment that the sensor could not read. No task fails because of it."""
 
@@ -25,6 +28,7 @@ WORDS = {
     UNREADABLE: "unreadable",
     Outcome.UNKNOWN: "no trainable",
     Outcome.MISFIT: "misfit",
+    TRIALS_PAUSED: "paused",
     Outcome.RESTORED: "restored",
     Outcome.CONTINUE_SEARCH: "search goes on",
     Outcome.NOT_STARTED: "not started",
@@ -43,6 +47,7 @@ class Totals:
         trials_run: Trials that were resumed, restarted or drawn.
         trials_finished: How many of them are TERMINATED now.
         trials_advanced: How many of the others got further.
+        trials_paused: How many of the others go on in the next restore, because the window had ended.
         waiting_experiments: Experiments that wait for a later DAG run, whole or in part.
         waiting_trials: Trials of these that wait.
     """
@@ -53,6 +58,7 @@ class Totals:
     trials_advanced: int = 0
     waiting_experiments: int = 0
     waiting_trials: int = 0
+    trials_paused: int = 0
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -86,7 +92,8 @@ class Totals:
         number = counted(sum(self.experiments.values()), "experiment")
         words = ", ".join(f"{n} {shown}" for shown, n in name_outcomes(self.experiments).items())
         waits = f"; {self.describe_waiting()}" if self.waiting_experiments else ""
-        return f"{number}: {words}{waits}"
+        paused = f"; {counted(self.trials_paused, 'trial')} paused" if self.trials_paused else ""
+        return f"{number}: {words}{paused}{waits}"
 
     def describe_waiting(self) -> str:
         """Return what waits: "7 trials wait for the next DAG run, in 2 experiments"."""

@@ -17,6 +17,7 @@ from airflow_tune_restore.protocol.printable import first_of
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
 from airflow_tune_restore.restore.history import History, seen_before
 from airflow_tune_restore.restore.ledger import read_history
+from airflow_tune_restore.restore.paused import is_window_over, paused_error
 from airflow_tune_restore.restore.plan import RestorePlan, release_command
 from airflow_tune_restore.restore.summary import NO_OUTCOME
 from airflow_tune_restore.storage.base import ObjectStore
@@ -44,6 +45,7 @@ def judge(
         TrialFailedError: If the trial failed again.
         RestFailedError: If trials failed that the task follows together.
         TrialStoppedError: If it was stopped, or its runner broke off.
+        RestorePausedError: If it was paused, or stopped when the window of the restore had ended.
         RunnerRefusedError: If it was refused or fenced.
     """
     cause = outcome.describe_error()
@@ -64,6 +66,11 @@ def judge(
             }
         case Result.FAILED:
             raise _failed(store, plan, item, outcome)
+        case Result.PAUSED:
+            raise paused_error(plan, item.trial_id, outcome.iteration)
+        case Result.INTERRUPTED if is_window_over(store, plan):
+            log.info("%s %s.", name, _why_stopped(outcome, because))
+            raise paused_error(plan, item.trial_id, outcome.iteration)
         case Result.INTERRUPTED:
             reason = _why_stopped(outcome, because)
             raise TrialStoppedError(plan.experiment, item.trial_id, reason, outcome.attempt)
@@ -107,7 +114,7 @@ def _failed(
         item.trial_id,
         f"{outcome.describe_error()}{place}, after iteration {outcome.iteration}",
         outcome.cause or Cause.UNKNOWN.value,
-        _why_final(plan, history, outcome),
+        _why_final(store, plan, history, outcome),
         kept,
         outcome.attempt,
     )
@@ -122,10 +129,14 @@ def _why_stopped(outcome: RunnerOutcome, because: str) -> str:
     return f"was stopped at iteration {outcome.iteration}{why}"
 
 
-def _why_final(plan: RestorePlan, history: History, outcome: RunnerOutcome) -> str:
+def _why_final(
+    store: ObjectStore, plan: RestorePlan, history: History, outcome: RunnerOutcome
+) -> str:
     """Return the reason why a retry would fail in the same way; "" if it may succeed."""
     if plan.is_whole_experiment:
         return "the whole-experiment run has ended the trial"
+    if is_window_over(store, plan):
+        return "the window of its restore has ended"
     before = seen_before(history.failures, plan.restore_id, outcome.attempt)
     if before is None:
         return ""

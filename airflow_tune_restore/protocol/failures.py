@@ -13,7 +13,12 @@ from typing import NamedTuple
 
 from airflow_tune_restore.protocol.printable import printable, shortened
 from airflow_tune_restore.protocol.record_fields import LINE_LENGTH
-from airflow_tune_restore.protocol.request import EXIT_FENCED, EXIT_INTERRUPTED, EXIT_REFUSED
+from airflow_tune_restore.protocol.request import (
+    EXIT_FENCED,
+    EXIT_INTERRUPTED,
+    EXIT_PAUSED,
+    EXIT_REFUSED,
+)
 
 _READ_LIMIT = 32_768
 """Characters that are read from each end of a failure's text."""
@@ -132,12 +137,13 @@ def classify_exit(exit_code: int | None, message: str = "") -> Failure | None:
         message: The reason that Ray or Kubernetes gives, or the last lines that the runner printed.
 
     Returns:
-        None if it did not fail: it was refused, fenced, or asked to stop and not by a lost node.
+        None if it did not fail: it was refused, fenced, paused, or asked to stop and not by a lost node.
     """
     message = message[-_READ_LIMIT:]
     cause = _cause_of_system(message)
     was_evicted = exit_code == EXIT_INTERRUPTED and cause in _TAKEN_AWAY
-    if exit_code in (EXIT_REFUSED, EXIT_FENCED, EXIT_INTERRUPTED) and not was_evicted:
+    has_not_failed = exit_code in (EXIT_REFUSED, EXIT_FENCED, EXIT_INTERRUPTED, EXIT_PAUSED)
+    if has_not_failed and not was_evicted:
         return None
     if cause in (Cause.UNKNOWN, Cause.ACTOR_DIED):
         cause = Cause.KILLED

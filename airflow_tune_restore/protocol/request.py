@@ -20,6 +20,7 @@ EXIT_FAILED = 1
 EXIT_REFUSED = 2
 EXIT_FENCED = 3
 EXIT_INTERRUPTED = 4
+EXIT_PAUSED = 5
 """Exit codes are for readers of logs; only the outcome record in storage counts."""
 
 MOST_REPORTS = 1000
@@ -32,6 +33,7 @@ class Result(StrEnum):
     FINISHED = "finished"  # the trial is TERMINATED
     FAILED = "failed"  # the trial is ERROR: its own exception, retries spent
     INTERRUPTED = "interrupted"  # stopped; a snapshot is saved, the trial is unfinished
+    PAUSED = "paused"  # as interrupted, because the window of the restore has ended
     REFUSED = "refused"  # invalid input (trainable, param_space): nothing was started or written
     FENCED = "fenced"  # a newer attempt or restore has started: nothing more was written
 
@@ -84,6 +86,7 @@ class RunnerRequest(Record):
         state: Name of the state file that the plan was made from; "" if it had none, or in requests of
             older versions.
         entrypoint: Command line of a sweep's own script; None in all other requests.
+        pause_at: When the window of the restore ends (ISO 8601): then the runner pauses. "" without one.
         nonce: Makes the bytes unique, so that the store can recognise a repeated create.
     """
 
@@ -112,6 +115,7 @@ class RunnerRequest(Record):
     trust_name: bool = False
     state: StateName = ""
     entrypoint: str | None = None
+    pause_at: Moment = ""
     nonce: str = ""
     schema: Count = 1
 

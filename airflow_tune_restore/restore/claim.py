@@ -14,10 +14,11 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
-from airflow_tune_restore.protocol.request import RunnerRequest, TrialAction
+from airflow_tune_restore.protocol.request import Result, RunnerRequest, TrialAction
 from airflow_tune_restore.protocol.resources import describe, most_of
 from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.ledger import memory_to_ask, read_history
+from airflow_tune_restore.restore.paused import is_window_over, paused_error
 from airflow_tune_restore.restore.plan import RestorePlan, read_plan
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -126,9 +127,11 @@ def claim_attempt(
         KeyExistsError: If `attempt` is taken.
         InvalidInputError: If the plan has no such trial.
         RestoreEndedError: If the commit of the restore has begun.
+        RestorePausedError: If the window of the restore has ended.
         RecordUnreadableError: If an attempt with the highest possible number exists.
     """
     _refuse_if_committed(store, plan, unit)
+    _refuse_if_paused(store, plan, unit)
     is_whole = unit == layout.WHOLE_EXPERIMENT
     resources = read_resources(store, plan, unit)
     if is_whole:
@@ -150,6 +153,7 @@ def claim_attempt(
         ignore_tuner=plan.ignore_tuner,
         trust_name=plan.choices.trust_name,
         state=plan.base.name,
+        pause_at=plan.pause_at,
         param_space=settings.param_space,
         search_alg=settings.search_alg if is_whole else None,
         imports=list(settings.imports),
@@ -190,6 +194,16 @@ def _refuse_if_committed(store: ObjectStore, plan: RestorePlan, unit: str) -> No
             f"To run {name_trial(unit)} again, start a new restore: in a DAG, clear the task that makes "
             "the plan, with its downstream tasks.",
         )
+
+
+def _refuse_if_paused(store: ObjectStore, plan: RestorePlan, unit: str) -> None:
+    """Refuse an attempt after the end of the window, or after one that has paused: clocks may differ."""
+    if not plan.pause_at:
+        return
+    newest = AttemptRecords(store, plan.restore_id, unit).outcome_or_interrupted()
+    has_paused = newest is not None and newest.result == Result.PAUSED
+    if has_paused or is_window_over(store, plan):
+        raise paused_error(plan, unit, newest.iteration if newest is not None else None)
 
 
 def _read_action(plan: RestorePlan, unit: str) -> dict[str, Any]:

@@ -45,7 +45,6 @@ from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.kept_lease import keep_lease
 from airflow_tune_restore.protocol.listed_records import RestoreRecords
 from airflow_tune_restore.protocol.printable import counted
-from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.restore import commit_record, committed_state, ledger
 from airflow_tune_restore.restore.commit_record import CommitRecord, read_commit_record
 from airflow_tune_restore.restore.committed_attempts import (
@@ -53,10 +52,11 @@ from airflow_tune_restore.restore.committed_attempts import (
     wait_for_units,
 )
 from airflow_tune_restore.restore.ledger import Ledger
+from airflow_tune_restore.restore.paused import find_paused
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
 from airflow_tune_restore.restore.record_json import encode
 from airflow_tune_restore.restore.snapshots import Snapshots
-from airflow_tune_restore.restore.summary import NO_OUTCOME, CommitSummary, summarise
+from airflow_tune_restore.restore.summary import CommitSummary, summarise
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.in_flight import for_each
 
@@ -267,6 +267,11 @@ def summarise_commit(
     units = [trial.trial_id for trial in plan.to_run]
     read = for_each(lambda unit: records.of(unit).outcome_or_interrupted(), units)
     outcomes = {unit: found for unit, found in zip(units, read, strict=True) if found is not None}
+    if layout.WHOLE_EXPERIMENT in plan.units:
+        run = records.of(layout.WHOLE_EXPERIMENT).outcome_or_interrupted()
+        outcomes |= {layout.WHOLE_EXPERIMENT: run} if run is not None else {}
+    failed = {unit for unit in units if unit in histories and histories[unit].has(plan.restore_id)}
+    paused = find_paused(store, plan, outcomes, failed)
     return summarise(
         plan,
         state_file=record.state_file if committed else None,
@@ -277,7 +282,7 @@ def summarise_commit(
         samples_left=read_samples_left(store, store.list_dir(), len(after.trials))
         if plan.continues_search
         else plan.samples_left,
-        broke_off=_why_it_broke_off(plan, records),
+        paused=paused,
         quarantined=[
             trial.final_trial_id
             for trial in plan.to_run
@@ -290,13 +295,3 @@ def _read_state(store: ObjectStore, plan: RestorePlan, name: str) -> State:
     """Read what tables show of a state that was valid before."""
     pieces = store.stream(name, max_bytes=layout.MAX_STATE_BYTES)
     return parse_pieces(pieces, Keep(shown=True, metric=plan.metric))
-
-
-def _why_it_broke_off(plan: RestorePlan, records: RestoreRecords) -> str:
-    """Return why the whole-experiment run did not finish; "" if it did, or if there was none."""
-    if layout.WHOLE_EXPERIMENT not in plan.units:
-        return ""
-    outcome = records.of(layout.WHOLE_EXPERIMENT).outcome_or_interrupted()
-    if outcome is None:
-        return NO_OUTCOME
-    return "" if outcome.result == Result.FINISHED else outcome.describe_error()

@@ -7,14 +7,19 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from airflow_tune_restore.exceptions import KeyExistsError, RecordUnreadableError, StorageError
+from airflow_tune_restore.exceptions import (
+    KeyExistsError,
+    RecordUnreadableError,
+    StorageError,
+)
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.records import read_heartbeat
 from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerProgress
+from airflow_tune_restore.restore.paused import RestorePausedError
 from airflow_tune_restore.storage.base import ObjectStore
 
 START_SECONDS = 120.0
@@ -53,6 +58,7 @@ class Follower:
     _seen: int = 0
     _read: int = 0
     _shown: int = 0
+    _last: int | None = None
     _beats: dict[int, tuple[bytes | None, float]] = field(default_factory=dict)
     _unreadable: set[int] = field(default_factory=set)
 
@@ -70,6 +76,7 @@ class Follower:
         Raises:
             StorageError: If the store was unreachable for `OUTAGE_SECONDS`.
             LeaseLostError: If no run is alive, and the restore has ended.
+        RestorePausedError: If no run is alive, and the window of the restore has ended.
         """
         stopped = self._stopped_before()
         reached = self.monotonic()
@@ -113,6 +120,8 @@ class Follower:
             try:
                 self.start(newest + 1)
                 self._seen = 0
+            except RestorePausedError as error:
+                raise replace(error, trial_id=self.trial_id, iteration=self._last) from None
             except KeyExistsError:
                 pass  # another follower has just started it: attach to that run
         return reports, False
@@ -150,6 +159,8 @@ class Follower:
         if tail is None:
             return []
         new = tail.after(self._seen)
+        if tail.reports and self.trial_id != layout.WHOLE_EXPERIMENT:
+            self._last = tail.reports[-1].iteration
         self._seen = tail.count
         return new
 

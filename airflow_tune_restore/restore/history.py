@@ -93,6 +93,10 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
             return f"{counted(len(self.failures), 'failed attempt')}, of at most {max_attempts}"
         return ""
 
+    def has(self, restore_id: str) -> bool:
+        """Whether a failure of this restore counts."""
+        return any(failure.restore_id == restore_id for failure in self.failures)
+
     def with_failures(self, restore_id: str, failures: tuple[FailedAttempt, ...]) -> "History":
         """Return this history with these failures of one restore, and no other ones of it."""
         released = {(f.restore_id, f.attempt) for f in self.released}

@@ -15,7 +15,7 @@ from airflow_tune_restore.exceptions import (
     RecordUnreadableError,
     TooLargeError,
 )
-from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol import layout, window
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause, classify_exit
 from airflow_tune_restore.protocol.listed_records import RestoreRecords
@@ -200,6 +200,8 @@ def _read_failure(records: AttemptRecords, attempt: int) -> FailedAttempt | None
         return None
     # an interrupted runner had time to save, but may have lost its node all the same
     end = records.exit(attempt, infer_from_heartbeat=outcome is None)
+    if end is not None and _ended_with_window(records, attempt, end):
+        return None
     if end is None or (failure := classify_exit(end.exit_code, end.message)) is None:
         return None
     return FailedAttempt(
@@ -211,6 +213,16 @@ def _read_failure(records: AttemptRecords, attempt: int) -> FailedAttempt | None
         ended_at=end.ended_at,
         memory=_requested_memory(records, attempt),
     )
+
+
+def _ended_with_window(records: AttemptRecords, attempt: int, end: RunnerExit) -> bool:
+    """Whether a runner exited after the end of its window: whatever stopped it, it was to stop."""
+    try:
+        pause_at = records.request(attempt).pause_at
+    except (KeyNotFoundError, RecordUnreadableError):
+        return False
+    ended = window.parse_end(end.ended_at)
+    return ended is not None and window.is_over(pause_at, ended)
 
 
 def _requested_memory(records: AttemptRecords, attempt: int) -> float | None:

@@ -16,7 +16,7 @@ from airflow_tune_restore.experiments.experiment import NO_STATE_FILE, StateFile
 from airflow_tune_restore.experiments.parameters import bounded_parameters
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import TrialStatus
-from airflow_tune_restore.protocol import layout, names
+from airflow_tune_restore.protocol import layout, names, window
 from airflow_tune_restore.protocol.numbers import is_count
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.protocol.records import read_record
@@ -135,6 +135,8 @@ class RestorePlan:
             more trials than a DAG run maps: the first ones. None: all.
         waiting: How many trials that the flags choose wait for a later restore (`restore.part`), without
             those that have finished before.
+        pause_at: When its window ends (ISO 8601): then nothing is started any more, and what runs is
+            paused. "" without one.
     """
 
     restore_id: str
@@ -157,9 +159,12 @@ class RestorePlan:
     is_part: bool = False
     own_tasks: Count | None = None
     waiting: Count = 0
+    pause_at: str = ""
     schema: Count = 1
 
     def __post_init__(self) -> None:
+        end = window.parse_end(self.pause_at)
+        object.__setattr__(self, "pause_at", end.isoformat() if end is not None else "")
         # they contain text from the experiment
         object.__setattr__(self, "strategy_reason", printable(self.strategy_reason, NOTE_LENGTH))
         object.__setattr__(self, "searcher_lost", printable(self.searcher_lost))

@@ -149,6 +149,7 @@ def _plan(
         plan,
         warnings=(*plan.warnings, *notes, *describe_older_runs(store, older, experiment.state)),
         failures={t.trial_id: known[t.trial_id] for t in plan.to_run if t.trial_id in known},
+        pause_at=options.window_end,
     )
     plan = limit_tasks(plan, options.most_tasks)
     return PreparedRestore.of(store, experiment, plan, options)
@@ -321,4 +322,5 @@ def _plan_search(store: ObjectStore, restore_id: str, options: PrepareOptions) -
     plan = build_search_plan(
         experiment, choices, restore_id=restore_id, can_search=options.can_search
     )
+    plan = replace(plan, pause_at=options.window_end)
     return PreparedRestore.of(store, experiment, plan, options)

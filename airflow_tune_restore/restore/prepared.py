@@ -37,6 +37,8 @@ class PrepareOptions:
         recipe: The one of this experiment, once it is known (`for_trainable`).
         most_tasks: How many tasks the trials may have (`restore.part`); None for any number.
         reads_course: Whether it is read how far and how fast the trials run, for an estimate.
+        pause_at: When its window ends: then nothing is started any more, and what runs is paused. None
+            without one.
     """
 
     choices: PlanChoices = field(default_factory=PlanChoices)
@@ -52,6 +54,12 @@ class PrepareOptions:
     recipe: Recipe | None = None
     most_tasks: int | None = None
     reads_course: bool = False
+    pause_at: datetime | None = None
+
+    @property
+    def window_end(self) -> str:
+        """The end of the window as the plan records it; "" without one."""
+        return self.pause_at.isoformat() if self.pause_at is not None else ""
 
     @property
     def go_by_name(self) -> bool:

@@ -3,12 +3,17 @@
 import signal
 from collections.abc import Sequence
 
-from airflow_tune_restore.exceptions import OvertakenError, RunnerDiedError, RunnerError
+from airflow_tune_restore.exceptions import (
+    OvertakenError,
+    RunnerDiedError,
+    RunnerError,
+)
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause, classify_exit
 from airflow_tune_restore.protocol.printable import shortened
 from airflow_tune_restore.protocol.request import EXIT_FENCED, RunnerRequest
+from airflow_tune_restore.restore.paused import RestorePausedError, is_window_over, paused_error
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -27,16 +32,19 @@ def record_death(
     request: RunnerRequest,
     exit_code: int | None,
     last_lines: Sequence[str],
-) -> RunnerError:
+) -> RunnerError | RestorePausedError:
     """Record the exit of a runner, and return the error to raise. Raises as `refuse_overtaken`.
 
-    A job or pod without an exit code and without a heartbeat never started: it costs no attempt.
+    A job or pod without an exit code and without a heartbeat never started: it costs no attempt. After
+    the end of the window, no retry goes on: the trial is paused.
     """
     output, records = "\n".join(last_lines), AttemptRecords.of(store, request)
     was_started = exit_code is not None or records.has_begun(request.attempt)
     if was_started:
         records.record_exit(request.attempt, exit_code, output)
     refuse_overtaken(store, plan, request, exit_code)
+    if is_window_over(store, plan):
+        return paused_error(plan, request.trial_id)
     if not was_started:
         is_whole = request.trial_id == layout.WHOLE_EXPERIMENT
         unit = "The whole-experiment run" if is_whole else f"Trial {request.trial_id}"

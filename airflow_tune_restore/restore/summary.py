@@ -1,14 +1,15 @@
 """Before and after: what a restore did to each trial of an experiment."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from airflow_tune_restore.experiments.experiment import describe_lost_searcher
 from airflow_tune_restore.experiments.parameters import Varying, find_varying, read_metric
 from airflow_tune_restore.experiments.state import State
-from airflow_tune_restore.experiments.trial import Trial, TrialStatus
+from airflow_tune_restore.experiments.trial import UNFINISHED, Trial, TrialStatus
+from airflow_tune_restore.protocol import layout, window
 from airflow_tune_restore.protocol.numbers import strict_json
 from airflow_tune_restore.protocol.printable import counted, printable, share
 from airflow_tune_restore.protocol.request import RUN_ACTIONS, Result, RunnerOutcome, TrialAction
@@ -37,6 +38,7 @@ class TrialChange:
         metric_before, metric_after: The experiment's metric; None without one.
         note: The reason of the action, or what went wrong.
         parameters: The values of the parameters in which the trials differ, for people.
+        is_paused: Whether it goes on in the next restore, because the window of this one had ended.
     """
 
     trial_id: str
@@ -50,27 +52,37 @@ class TrialChange:
     metric_after: float | None
     note: str
     parameters: dict[str, str] = field(default_factory=dict)
+    is_paused: bool = False
 
     @property
     def was_run(self) -> bool:
-        """Whether a runner was started for it."""
+        """Whether it was to be run."""
         return self.action in RUN_ACTIONS or self.action is TrialAction.DRAW
 
     @property
     def has_failed(self) -> bool:
-        """Whether it was run and is not TERMINATED."""
-        return self.was_run and self.status_after is not TrialStatus.TERMINATED
+        """Whether it was run and is neither TERMINATED nor paused."""
+        return self.was_run and not (self.has_finished or self.is_paused)
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether it is TERMINATED."""
+        return self.status_after is TrialStatus.TERMINATED
 
     @property
     def has_advanced(self) -> bool:
         """Whether it was run and got further, and is not TERMINATED."""
-        return self.has_failed and self.iteration_after > self.iteration_before
+        return (
+            self.was_run and not self.has_finished and self.iteration_after > self.iteration_before
+        )
 
     @property
     def end(self) -> str:
         """How it ended, in a word that counts many of them."""
         if self.has_failed:
             return "failed"
+        if self.is_paused:
+            return "paused"
         return "finished" if self.was_run else "not run"
 
     def describe(self) -> dict[str, Any]:
@@ -80,7 +92,7 @@ class TrialChange:
 
 
 _FIELDS = tuple(each.name for each in fields(TrialChange))
-_ENDS = ("failed", "finished", "not run")
+_ENDS = ("failed", "paused", "finished", "not run")
 """The ends of trials, in the order in which a long table shows them."""
 
 
@@ -104,7 +116,8 @@ class CommitSummary:
 
     Attributes:
         ran: The changes of trials that were run.
-        failed: Those of them that are not TERMINATED.
+        failed: Those of them that are neither TERMINATED nor paused.
+        paused: Those of them that are paused.
     """
 
     experiment: str
@@ -122,12 +135,14 @@ class CommitSummary:
     waiting: int = 0
     ran: tuple[TrialChange, ...] = field(init=False, repr=False, compare=False)
     failed: tuple[TrialChange, ...] = field(init=False, repr=False, compare=False)
+    paused: tuple[TrialChange, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # once: there may be thousands of trials, and all that is shown asks for them
         ran = tuple(change for change in self.changes if change.was_run)
         object.__setattr__(self, "ran", ran)
         object.__setattr__(self, "failed", tuple(change for change in ran if change.has_failed))
+        object.__setattr__(self, "paused", tuple(change for change in ran if change.is_paused))
 
     @property
     def is_done(self) -> bool:
@@ -136,7 +151,7 @@ class CommitSummary:
         The samples do not count if the user chose trials.
         """
         has_samples = self.samples_left and not self.chosen
-        return not (self.failed or has_samples or self.broke_off)
+        return not (self.failed or self.paused or has_samples or self.broke_off)
 
     def then(self, later: "CommitSummary") -> "CommitSummary":
         """Join this summary with that of the restore that then continued the search."""
@@ -158,7 +173,8 @@ class CommitSummary:
     ) -> str:
         """Render before and after as text; in colour for a terminal, never for a log.
 
-        With more than `most` trials, it has those that failed first, then the others that ran. A line
+        With more than `most` trials, it has those that failed first, then those that are paused, then the
+        others that ran. A line
         counts the rest, and ends in `hint`.
         """
         changes, hidden = first_rows(self.changes, lambda change: _ENDS.index(change.end), most)
@@ -203,15 +219,12 @@ class CommitSummary:
 
     def headline(self) -> str:
         """Return the result in one sentence."""
-        parts = []
-        for what, suffix, is_new in (("resumed trial", "", False), ("sample", " drawn now", True)):
-            ran = [c for c in self.ran if (c.status_before is None) == is_new]
-            failed = [c.trial_id for c in ran if c.has_failed]
-            if ran:
-                finished = share(len(ran) - len(failed), len(ran), what)
-                parts.append(f"{finished}{suffix} finished")
-            if failed:
-                parts.append(f"{len(failed)} did not ({', '.join(failed[:_SHOWN_IDS])})")
+        resumed = [change for change in self.ran if change.status_before is not None]
+        drawn = [change for change in self.ran if change.status_before is None]
+        parts = [
+            *_count_ends(resumed, "resumed trial"),
+            *_count_ends(drawn, "sample", " drawn now"),
+        ]
         text = f"{self.experiment}: {', '.join(parts) or 'no trial was to run'}"
         chosen = set(self.chosen)
         others = sum(change.trial_id not in chosen for change in self.changes) - self.waiting
@@ -242,13 +255,16 @@ def summarise(
     outcomes: dict[str, RunnerOutcome],
     samples_left: int | None,
     quarantined: Sequence[str] = (),
-    broke_off: str = "",
+    paused: Collection[str] = (),
 ) -> CommitSummary:
     """Put the rows before and after side by side, in the order of the plan.
 
     `after` has the same rows as `before` in the same order, then those that the search added. `outcomes`
-    are those of the last attempts, by trial id in the plan. The rest is as in `CommitSummary`.
+    are those of the last attempts, by trial id in the plan, and that of the whole-experiment run. Of
+    these trials, and of this run, `paused` has those that the end of the window has paused. The rest is
+    as in `CommitSummary`.
     """
+    broke_off = _why_it_broke_off(plan, outcomes, paused)
     known, varying = len(before.trials), find_varying(after.trials)
     pairs = zip(before.trials, after.trials[:known], strict=True)
     rows = {old.trial_id: (old, new) for old, new in pairs}
@@ -256,8 +272,19 @@ def summarise(
     def change(trial: TrialPlan) -> TrialChange:
         old, new = rows[trial.trial_id]
         outcome = outcomes.get(trial.trial_id)
-        note = _note(trial, outcome, has_changed=new != old, broke_off=broke_off)
-        return _change(trial.action, note, old, new, plan.metric, varying)
+        is_paused = trial.trial_id in paused
+        note = (
+            f"the window ended at {window.describe_end(plan.pause_at)}"
+            if is_paused
+            else _note(trial, outcome, has_changed=new != old, broke_off=broke_off)
+        )
+        made = _change(trial.action, note, old, new, plan.metric, varying)
+        return replace(made, is_paused=is_paused)
+
+    def drawn(trial: Trial) -> TrialChange:
+        made = _change(TrialAction.DRAW, _SUGGESTED, None, trial, plan.metric, varying)
+        is_paused = layout.WHOLE_EXPERIMENT in paused and trial.status in UNFINISHED
+        return replace(made, is_paused=is_paused)
 
     return CommitSummary(
         experiment=plan.experiment,
@@ -269,10 +296,7 @@ def summarise(
         is_whole_experiment=plan.is_whole_experiment,
         changes=(
             *map(change, plan.trials),
-            *(
-                _change(TrialAction.DRAW, _SUGGESTED, None, trial, plan.metric, varying)
-                for trial in after.trials[known:]
-            ),
+            *map(drawn, after.trials[known:]),
         ),
         quarantined=tuple(quarantined),
         broke_off=broke_off,
@@ -308,6 +332,31 @@ def _change(
         note=printable(note),
         parameters=varying.by_trial.get(after.trial_id, {}),
     )
+
+
+def _why_it_broke_off(
+    plan: RestorePlan, outcomes: dict[str, RunnerOutcome], paused: Collection[str]
+) -> str:
+    """Return why the whole-experiment run did not finish; "" if it did or is paused, or without one."""
+    if layout.WHOLE_EXPERIMENT not in plan.units or layout.WHOLE_EXPERIMENT in paused:
+        return ""
+    outcome = outcomes.get(layout.WHOLE_EXPERIMENT)
+    if outcome is None:
+        return NO_OUTCOME
+    return "" if outcome.result == Result.FINISHED else outcome.describe_error()
+
+
+def _count_ends(ran: Sequence[TrialChange], what: str, suffix: str = "") -> Iterator[str]:
+    """Yield how many of these trials finished, are paused, and failed."""
+    if not ran:
+        return
+    failed = [change.trial_id for change in ran if change.has_failed]
+    paused = sum(change.is_paused for change in ran)
+    yield f"{share(len(ran) - len(failed) - paused, len(ran), what)}{suffix} finished"
+    if paused:
+        yield f"{paused} paused until the next restore"
+    if failed:
+        yield f"{len(failed)} did not ({', '.join(failed[:_SHOWN_IDS])})"
 
 
 def _note(

@@ -2,11 +2,14 @@
 
 import json
 import logging
+import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,7 @@ from airflow_tune_restore.exceptions import (
     NoRoomError,
     TuneRestoreError,
 )
-from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol import layout, window
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.kept_lease import HeldStore
 from airflow_tune_restore.protocol.planned import read_planned
@@ -26,13 +29,16 @@ from airflow_tune_restore.runner import needs
 from airflow_tune_restore.runner.heartbeat import Heartbeat
 from airflow_tune_restore.runner.loading import Loaded, load
 from airflow_tune_restore.runner.outcome import (
+    EXIT_CODES,
     INTERRUPTED,
+    PAUSED,
     Ending,
     build_outcome,
     error_of_run,
     find_raised,
     now,
 )
+from airflow_tune_restore.runner.pause import PauseTimer
 from airflow_tune_restore.runner.ray_session import connect, is_own_job, join_early
 from airflow_tune_restore.runner.reporter import Reporter
 from airflow_tune_restore.runner.room import RoomWatch
@@ -62,6 +68,12 @@ class Attempt:
         self._request = request
         self._attempts = AttemptRecords.of(store, request)
         self._stop = stop
+        self._timer = PauseTimer(
+            self._store, request.pause_at, pause=self._pause, give_up=self._give_up
+        )
+        self._recording = threading.Lock()
+        self._ending: Ending | None = None
+        self._is_recorded = False
         self._context: AttemptContext | None = None
         self._needed: dict[str, float] = {}
         self._error_text = ""
@@ -76,21 +88,36 @@ class Attempt:
         """
         self._heartbeat.start()
         try:
-            ending = self._run()
+            ending = self._ending = self._run()
             self._stop.ignore()
         finally:
             self._heartbeat.stop()
             if self._context is not None:
                 self._context.close()
                 shutil.rmtree(self._context.staging, ignore_errors=True)
-        self._record(ending)
+        with self._recording:
+            self._record(ending)
+            self._is_recorded = True
         # last: Ray resets SIGTERM to its default action, and a second one may come at any time. Tune has
         # waited for the trial's actor to end (TuneController.cleanup, 2.60)
         _shut_down()
         return ending.result
 
     def _run(self) -> Ending:
+        ending = self._run_in_window()
+        was_asked = ending.result is Result.INTERRUPTED and ending.error_type == INTERRUPTED
+        if was_asked and self._stop.is_paused and not self._needed:
+            return self._paused(ending.error)
+        return ending
+
+    def _paused(self, how: str) -> Ending:
+        ended = window.describe_end(self._request.pause_at)
+        return Ending(Result.PAUSED, PAUSED, f"the window of this restore ended at {ended}; {how}")
+
+    def _run_in_window(self) -> Ending:
         try:
+            if self._timer.start():
+                return self._paused("nothing was run")
             if is_own_job(self._request):
                 self._join(join_early)
             self._wait_for_earlier()
@@ -146,6 +173,7 @@ class Attempt:
             "check_fence": self._heartbeat.check_or_end,
             "check_fence_lately": self._heartbeat.check_lately_or_end,
             "room": RoomWatch.of(request),
+            "is_paused": lambda: self._stop.is_paused,
         }
         if request.trial_id == layout.WHOLE_EXPERIMENT:
             planned = read_planned(store, request.restore_id)
@@ -183,6 +211,7 @@ class Attempt:
 
         with ExitStack() as stack:
             stack.push(self._end_ray_early)
+            self._stop.raise_if_received()  # the user's code may have swallowed the exception
             if not is_own_job(self._request):
                 self._join(lambda request: connect(request, needs.most(asked)))
             # in a whole-experiment run, the controller gives up single trials instead
@@ -210,7 +239,36 @@ class Attempt:
             _shut_down()
             self._stop.install()
 
-    def _record(self, ending: Ending) -> None:
+    def _pause(self) -> None:
+        """Ask the attempt to stop. Called by the thread of the timer, as `_give_up`."""
+        if self._ending is None:
+            self._stop.pause()
+
+    def _give_up(self) -> None:
+        """End this process: it was asked to pause, and did not.
+
+        Its actors end as when an attempt was overtaken (`Heartbeat.check_or_end`). What the trials have
+        reported is in storage; the newest snapshot counts.
+        """
+        ending = self._ending or self._paused(
+            "it did not stop in time, and the newest snapshot counts"
+        )
+        logger.warning(
+            "This runner did not stop in time; it ends itself: %s.", ending.error or "done"
+        )
+        saved = self._context.saved_iteration if self._context is not None else None
+        # if the other thread hangs in the store while it records the outcome, nobody else can
+        if self._recording.acquire(timeout=window.GRACE_SECONDS) and not self._is_recorded:
+            try:
+                self._record(ending, iteration=saved)
+            except Exception as error:  # noqa: BLE001  whatever a store raises, the process must end
+                logger.warning("The outcome could not be recorded: %s", error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_CODES[ending.result])
+
+    def _record(self, ending: Ending, *, iteration: int | None = None) -> None:
+        """Write the outcome. `iteration` is the one that is saved, if the trial may have got further."""
         request = self._request
         outcome = build_outcome(
             request,
@@ -220,6 +278,8 @@ class Attempt:
             resources=self._needed,
             text=self._error_text,
         )
+        if iteration is not None:
+            outcome = replace(outcome, iteration=iteration)
         key = layout.outcome_key(request.restore_id, request.trial_id, request.attempt)
         self._store.put(key, outcome.to_json())
 

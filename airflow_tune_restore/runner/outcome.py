@@ -22,6 +22,7 @@ EXIT_CODES = {
     Result.REFUSED: contract.EXIT_REFUSED,
     Result.FENCED: contract.EXIT_FENCED,
     Result.INTERRUPTED: contract.EXIT_INTERRUPTED,
+    Result.PAUSED: contract.EXIT_PAUSED,
 }
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 METRIC_LIMIT = 20
 INTERRUPTED = "Interrupted"
 """The error type of an attempt that was asked to stop, in the place of the type of an exception."""
+PAUSED = "Paused"
+"""The same, of one that ended because the window of its restore had."""
 
 _RUNNER, _SHIELD = Path(__file__).parents[1], Path(__file__).with_name("searcher.py")
 

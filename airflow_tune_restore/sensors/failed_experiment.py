@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 from airflow.sdk import BaseSensorOperator, Context, PokeReturnValue
 
@@ -14,6 +14,7 @@ from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.dag_runs import ask_dag_run
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.hooks.window import Window
 from airflow_tune_restore.hooks.xcom_size import unpack
 from airflow_tune_restore.triggers.experiment_sensor import ExperimentSensorTrigger
 from airflow_tune_restore.version_compat import (
@@ -22,6 +23,9 @@ from airflow_tune_restore.version_compat import (
     AirflowSkipException,
     conf,
 )
+
+CLOCKS_DIFFER_SECONDS = 60.0
+"""A deferral that Airflow ends so shortly before the end of the window was to last until then."""
 
 
 class FailedTuneExperimentSensor(CheckedOperator, BaseSensorOperator):
@@ -56,6 +60,8 @@ class FailedTuneExperimentSensor(CheckedOperator, BaseSensorOperator):
             only what has changed. A prefix that is not writable is scanned without a cache.
         ray_conn_id: Connection `ray_jobs` of a cluster. An experiment also counts as running if a live
             job of this cluster names it, by address or name, in its command line or metadata. (templated)
+        until, max_duration: As in `BuildRestorePlanOperator`. At the end of the window, a sensor that
+            still waits skips its task. (templated)
     """
 
     template_fields = (
@@ -65,6 +71,8 @@ class FailedTuneExperimentSensor(CheckedOperator, BaseSensorOperator):
         "include",
         "exclude",
         "ray_conn_id",
+        "until",
+        "max_duration",
     )
     ui_color = "#e8f1f8"
 
@@ -82,6 +90,8 @@ class FailedTuneExperimentSensor(CheckedOperator, BaseSensorOperator):
         max_depth: int = MAX_DEPTH,
         use_index: bool = True,
         ray_conn_id: str | None = None,
+        until: str | None = None,
+        max_duration: timedelta | float | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -96,19 +106,22 @@ class FailedTuneExperimentSensor(CheckedOperator, BaseSensorOperator):
         self.max_depth = max_depth
         self.use_index = use_index
         self.ray_conn_id = ray_conn_id
+        self.until = until
+        self.max_duration = max_duration
+        self._window = Window()
         self._hook: ExperimentStorageHook | None = None
         self.check_literals(vars(self))
 
     def execute(self, context: Context) -> Any:
         """Search once; then wait, if `wait` is set, in the chosen mode."""
         if not self.wait:
-            if found := self._find(context):
+            if found := self._find(context, is_last=True):
                 return found
             raise AirflowSkipException(f"Nothing to restore under {self.prefix}.")
         if not self.deferrable:
             return super().execute(context)
         # a trigger that fires at once fails its task at random in Airflow 3.3.2: search before deferring
-        if found := self._find(context):
+        if found := self._find_in_window(context):
             return found
         if self.timeout <= 0:
             return self._time_out()
@@ -118,12 +131,24 @@ class FailedTuneExperimentSensor(CheckedOperator, BaseSensorOperator):
                 health=self.health, poke_interval=self.poke_interval, **search.arguments()
             ),
             method_name="execute_complete",
-            timeout=timedelta(seconds=self.timeout),
+            timeout=timedelta(seconds=min(self.timeout, self._window.seconds_left)),
         )
+
+    def resume_execution(
+        self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context
+    ) -> Any:
+        """Skip a task that was deferred until the end of its window."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowSensorTimeout:
+            window = self._read_window(context)
+            if window.seconds_left < CLOCKS_DIFFER_SECONDS:
+                self._end_wait(window)
+            raise
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Search once."""
-        found = self._find(context)
+        found = self._find_in_window(context)
         return PokeReturnValue(is_done=bool(found), xcom_value=found)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
@@ -138,7 +163,32 @@ class FailedTuneExperimentSensor(CheckedOperator, BaseSensorOperator):
             self._push_left_alone(context, left_alone)
         return experiment_search.fit_items(found, log)
 
-    def _find(self, context: Context) -> Any:
+    def _get_next_poke_interval(self, *arguments: Any) -> float:
+        """Look again when the window ends, if that is sooner. Airflow calls this."""
+        interval: float = super()._get_next_poke_interval(*arguments)
+        return min(interval, self._window.seconds_left)
+
+    def _find_in_window(self, context: Context) -> Any:
+        """Search once; skip the task if nothing is found and the window has ended."""
+        window = self._window = self._read_window(context)
+        found = self._find(context, is_last=window.is_over)
+        if window.is_over and not found:
+            self._end_wait(window)
+        return found
+
+    def _read_window(self, context: Context) -> Window:
+        with as_airflow_errors():
+            return Window.of(context, self.until, self.max_duration)
+
+    def _end_wait(self, window: Window) -> NoReturn:
+        reason = (
+            f"Nothing to restore under {self.prefix}. The window of this DAG run ended at {window}, so "
+            "the task waits no longer; the next DAG run searches again."
+        )
+        self.log.info("%s", reason)  # Airflow's own line does not have the reason of a skip
+        raise AirflowSkipException(reason)
+
+    def _find(self, context: Context, *, is_last: bool) -> Any:
         log: Any = self.log  # Airflow's own kind of logger
         with as_airflow_errors():
             search, wanted = self._search(), parse_health(self.health)
@@ -146,7 +196,7 @@ class FailedTuneExperimentSensor(CheckedOperator, BaseSensorOperator):
             reports = experiment_search.survey(hook, search, log, ask_dag_run)
             found = [report for report in reports if report.health in wanted]
         experiment_search.log_evidence(found, log)
-        if found or not self.wait:  # else it is not the last search
+        if found or is_last:
             left_alone = experiment_search.build_left_alone(search.place, reports, wanted)
             self._push_left_alone(context, left_alone)
         items = experiment_search.build_items(search.place, reports, wanted)

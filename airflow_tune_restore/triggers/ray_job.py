@@ -4,6 +4,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypedDict, Unpack
 
 from airflow.triggers.base import TriggerEvent
@@ -15,6 +17,7 @@ from airflow_tune_restore.launch.log_lines import newest_results
 from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.job import ASKED_AGAIN, stop_attempt
 from airflow_tune_restore.launch.runner_log import RunnerLog
+from airflow_tune_restore.protocol import layout, window
 from airflow_tune_restore.protocol.attempts import AttemptId
 from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
 from airflow_tune_restore.protocol.printable import printable
@@ -38,6 +41,7 @@ class WaitOptions(TypedDict, total=False):
     shows_output: bool  # show what the job prints; default True
     poll_interval: float  # seconds between two requests to the cluster; default 5
     metric: str | None  # shown first
+    stop_at: str  # when the job is stopped if it has not ended (ISO 8601); default "", never
 
 
 class RayJobTrigger(KillableTrigger):
@@ -80,6 +84,7 @@ class RayJobTrigger(KillableTrigger):
         self.shows_output = options.pop("shows_output", True)
         self.poll_interval = options.pop("poll_interval", 5.0)
         self.metric = options.pop("metric", None)
+        self.stop_at = options.pop("stop_at", "")
         if options:
             raise TypeError(f"RayJobTrigger has no arguments {', '.join(options)}.")
         self._offset = 0
@@ -89,7 +94,7 @@ class RayJobTrigger(KillableTrigger):
         """Return class path and arguments: a wire format, without secrets."""
         names = (
             "ray_conn_id submission_id experiment restore_id trial_id attempt is_one_of_many "
-            "ends_with_job shows_output poll_interval metric"
+            "ends_with_job shows_output poll_interval metric stop_at"
         )
         return f"{__name__}.RayJobTrigger", {name: getattr(self, name) for name in names.split()}
 
@@ -139,10 +144,16 @@ class RayJobTrigger(KillableTrigger):
             await stack.enter_async_context(JobPoller.watch(job, cluster))
             place = (self.experiment, self.restore_id)
             await stack.enter_async_context(TrialPoller.watch(trial, *place))
+            where = cluster.log_command(self.submission_id)
             while not (job.is_over or trial.has_ended):
-                await job.changed.wait()
+                try:
+                    async with asyncio.timeout(self._seconds_left()):
+                        await job.changed.wait()
+                except TimeoutError:
+                    await self._end_with_window()
+                    break
                 job.changed.clear()
-                await self._show(job, trial, shown, cluster.log_command(self.submission_id))
+                await self._show(job, trial, shown, where)
         shown.end()
         return {
             "offset": self._offset,
@@ -169,14 +180,24 @@ class RayJobTrigger(KillableTrigger):
             if job.log_is_long:
                 self.log.info("The rest is shown when the job has ended; now: %s", whole_log)
 
-    def _stop(self) -> None:
-        attempt = AttemptId(self.restore_id, self.trial_id, self.attempt)
+    def _seconds_left(self) -> float | None:
+        return window.seconds_until(window.parse_end(self.stop_at), datetime.now(UTC))
+
+    async def _end_with_window(self) -> None:
+        """Stop the job, also that of many trials: it waits for resources, or its driver hangs."""
+        self.log.info("The window of this restore has ended. Stopping %s.", self.submission_id)
+        await in_thread(partial(self._stop, alone=False))
+
+    def _stop(self, *, alone: bool = True) -> None:
+        """Stop the job; of one of many trials this trial alone, or the job of them all."""
+        alone = alone and self.is_one_of_many
+        whole = self.is_one_of_many and not alone
+        unit = layout.WHOLE_EXPERIMENT if whole else self.trial_id
+        attempt = AttemptId(self.restore_id, unit, self.attempt)
         try:
             store = share_hook().open(self.experiment)
             jobs = RayJobsHook(self.ray_conn_id).jobs()
-            stop_attempt(
-                store, jobs, attempt, self.submission_id, is_one_of_many=self.is_one_of_many
-            )
+            stop_attempt(store, jobs, attempt, self.submission_id, is_one_of_many=alone)
         except TuneRestoreError as error:
             self.log.error(  # noqa: TRY400  expected
                 "%s could not be stopped: %s", self.submission_id, printable(str(error), 4000)

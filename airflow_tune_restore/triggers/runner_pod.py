@@ -16,6 +16,7 @@ from airflow_tune_restore.hooks.pods_async import FoldingPodManager, PatientAsyn
 from airflow_tune_restore.launch.kubernetes import api
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodWatch
 from airflow_tune_restore.launch.runner_log import RunnerLog
+from airflow_tune_restore.protocol import window
 from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
 
 
@@ -28,19 +29,28 @@ class RunnerPodTrigger(KubernetesPodTrigger):
     Args:
         metric: The metric to show first.
         of_many: Whether the pod runs many trials.
+        give_up_at: When the pod is given up if it has not started (ISO 8601); "" for never.
         **kwargs: Arguments of `KubernetesPodTrigger`.
     """
 
-    def __init__(self, *, metric: str | None = None, of_many: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        metric: str | None = None,
+        of_many: bool = False,
+        give_up_at: str = "",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.metric = metric
         self.of_many = of_many
+        self.give_up_at = give_up_at
         self._watch = PodWatch(self.base_container_name)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and arguments: a wire format, only ever add."""
         _, arguments = super().serialize()
-        more = {"metric": self.metric, "of_many": self.of_many}
+        more = {"metric": self.metric, "of_many": self.of_many, "give_up_at": self.give_up_at}
         return f"{__name__}.RunnerPodTrigger", arguments | more
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -71,7 +81,10 @@ class RunnerPodTrigger(KubernetesPodTrigger):
     @cached_property
     def pod_manager(self) -> FoldingPodManager:
         """Shows the log."""
-        return FoldingPodManager(self.hook, RunnerLog(self.log, self.metric, of_many=self.of_many))
+        shown = RunnerLog(self.log, self.metric, of_many=self.of_many)
+        manager = FoldingPodManager(self.hook, shown)
+        manager.give_up_at = window.parse_end(self.give_up_at)
+        return manager
 
     async def _get_pod(self) -> Any:  # type: ignore[override]  # the provider's is wrapped by tenacity
         pod = await self.hook.get_pod(self.pod_name, self.pod_namespace)

@@ -27,6 +27,7 @@ from airflow_tune_restore.protocol.request import (
     RunnerRequest,
 )
 from airflow_tune_restore.restore.ledger import explain
+from airflow_tune_restore.restore.paused import is_window_over, paused_error
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.runner_death import refuse_overtaken
 from airflow_tune_restore.storage.base import ObjectStore
@@ -124,6 +125,7 @@ class AttemptPods:
             RunnerError: If the runner refused and could not record that, or if it still runs.
             OvertakenError: If another try of the task runs the trial.
             LeaseLostError: If another restore holds the lease.
+            RestorePausedError: If it ended without its own end, and the window of the restore has ended.
         """
         outcome = self.records.outcome(request.attempt)
         if outcome is not None and outcome.result not in (Result.INTERRUPTED, Result.FAILED):
@@ -143,6 +145,8 @@ class AttemptPods:
             self.records.record_exit(request.attempt, end.exit_code, end.message)
         if outcome is None:
             refuse_overtaken(self.store, self.plan, request, end.exit_code)
+        if is_window_over(self.store, self.plan):
+            raise paused_error(self.plan, self.trial_id, outcome.iteration if outcome else None)
         failure = classify_exit(end.exit_code, end.message)
         if failure is None and outcome is not None:
             return outcome

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow_tune_restore.exceptions import (
@@ -30,12 +31,13 @@ from airflow_tune_restore.launch.ray.submission import (
     submission_id,
 )
 from airflow_tune_restore.launch.runner_log import RunnerLog
-from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol import layout, lease, window
 from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
+from airflow_tune_restore.restore.paused import find_final_outcome, paused_error
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.runner_death import record_death
 from airflow_tune_restore.storage.base import ObjectStore
@@ -92,15 +94,19 @@ class RayAttemptJob:
         """The records of the trial alone: its outcomes and its progress."""
         return AttemptRecords(self.store, self.plan.restore_id, self.trial_id)
 
+    @property
+    def stop_at(self) -> datetime | None:
+        """When a job is stopped that has not ended with the window of the restore; None for never."""
+        return window.last_moment(self.plan.pause_at)
+
     def job_id(self, attempt: int) -> str:
         """Return the submission id of an attempt's job."""
         return submission_id(self.plan.experiment, self.plan.restore_id, self.unit, attempt)
 
     def find_final_outcome(self) -> RunnerOutcome | None:
         """Return the outcome of a trial that has ended for good; None if it is to be run."""
-        outcome = self.trial_records.outcome()
-        final = {Result.FINISHED, Result.FAILED} if self.is_one_of_many else {Result.FINISHED}
-        if outcome is None or outcome.result not in final:
+        outcome = find_final_outcome(self.store, self.plan, self.trial_id)
+        if outcome is None:
             return None
         self.log.info("It has ended already, in attempt %d.", outcome.attempt)
         self._show_results(outcome.attempt, 0)
@@ -216,6 +222,10 @@ class RayAttemptJob:
             is_over = absent >= ABSENT_LISTS or (job is not None and job.is_over)
             if not is_over and not ends_with_job:
                 is_over = self.trial_records.outcome(attached.attempt) is not None
+            if not is_over and window.seconds_until(self.stop_at, datetime.now(UTC)) == 0:
+                self.log.info("The window of this restore has ended.")
+                self._stop_unit(attached)
+                is_over = True
             if is_over:
                 return {"offset": offset, "seen": seen, "is_lost": job is None}
             seen = self._show_results(attached.attempt, seen)
@@ -270,6 +280,13 @@ class RayAttemptJob:
         job_id, is_one_of_many = attached.submission_id, self.is_one_of_many
         stop_attempt(self.store, self.jobs, attempt, job_id, is_one_of_many=is_one_of_many)
 
+    def _stop_unit(self, attached: Attached) -> None:
+        """Stop the job, also that of many trials."""
+        job_id = attached.submission_id
+        self.log.info("Stopping %s; it saves a snapshot first.", job_id)
+        attempt = AttemptId(self.plan.restore_id, self.unit, attached.attempt)
+        stop_attempt(self.store, self.jobs, attempt, job_id, is_one_of_many=False)
+
     def stop_newest(self) -> None:
         """Stop the newest attempt, if there is one: no task waits for it any more."""
         if newest := self.records.newest():
@@ -288,12 +305,22 @@ class RayAttemptJob:
             shown = describe_end(job, last_lines)
             return record_death(self.store, self.plan, request, exit_code, shown)
         cause = whole.describe_error()
+        if whole.result == Result.PAUSED:
+            return paused_error(self.plan, self.trial_id, self._last_iteration(attempt))
         if whole.result in (Result.REFUSED, Result.FENCED):
             return RunnerRefusedError(f"{self.plan.experiment} was not restored: {cause}")
         return RunnerError(
             f"The whole-experiment run of {self.plan.experiment} was stopped before "
             f"{name_trial(self.trial_id)} had ended ({cause}); a retry goes on from its snapshot."
         )
+
+    def _last_iteration(self, attempt: int) -> int | None:
+        """Return the last iteration that the trial has reported in an attempt; None if it is unknown."""
+        try:
+            tail = self.trial_records.progress(attempt)
+        except RecordUnreadableError:
+            return None
+        return tail.reports[-1].iteration if tail is not None and tail.reports else None
 
     def _is_over(self, job_id: str) -> bool:
         job = self.jobs.find(job_id)

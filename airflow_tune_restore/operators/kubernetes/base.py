@@ -23,14 +23,18 @@ from airflow_tune_restore.launch.kubernetes.pod_spec import name_of, trial_label
 from airflow_tune_restore.launch.runner_log import RunnerLog
 from airflow_tune_restore.operators.attempt_task import AttemptTask, OpenExperiment
 from airflow_tune_restore.operators.kubernetes import pod_arguments, pod_template
-from airflow_tune_restore.operators.kubernetes.followed_pod import FollowedPodOperator
+from airflow_tune_restore.operators.kubernetes.followed_pod import (
+    FollowedPodOperator,
+    PodGivenUpError,
+)
 from airflow_tune_restore.operators.map_index_label import MapIndexLabelOperator
 from airflow_tune_restore.operators.next_step import KEPT_BY_COMMIT, describe_next
-from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol import layout, window
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.protocol.resources import OBJECT_STORE_BYTES
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt, plan_of_unit
+from airflow_tune_restore.restore.paused import find_final_outcome, is_window_over, paused_error
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.triggers.runner_pod import RunnerPodTrigger
 from airflow_tune_restore.version_compat import AirflowException, fails_for_good
@@ -205,15 +209,27 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
             TaskDeferred: If the triggerer waits for the pod.
             PodLostError: If the pod was lost.
             InvalidInputError: If its second, larger pod was too small again.
+        RestorePausedError: If it did not start, and the window of the restore has ended.
         """
+        try:
+            return self._run_attempt(context, task, event)
+        except PodGivenUpError as error:
+            if not is_window_over(task.store, task.plan):
+                raise
+            self.log.info("%s", error)
+            raise paused_error(task.plan, task.trial_id) from error
+
+    def _run_attempt(
+        self, context: Context, task: AttemptTask, event: dict[str, Any] | None
+    ) -> RunnerOutcome:
         if event is not None:
             request = self.attempt_pods(task).find_request(event["name"])
             self._set_request(request, task.plan.metric)
             self.resume(context, event, event["name"])
             return self._get_outcome(context, task, request)
-        done = task.records.outcome()
-        if done is not None and done.result == Result.FINISHED:
-            self.log.info("An earlier try of this task has finished its work.")
+        done = find_final_outcome(task.store, task.plan, task.trial_id)
+        if done is not None:
+            self.log.info("An earlier try of this task has the outcome (attempt %d).", done.attempt)
             self.attempt_pods(task).delete_ended()
             return done
         task.renew_lease(self)
@@ -311,6 +327,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
 
     def _set_request(self, request: RunnerRequest, metric: str | None) -> None:
         self._request, self._metric = request, metric
+        self.give_up_at = window.last_moment(request.pause_at)
         self.pod_purpose = f"{trial_label(request)} of {request.experiment}"
         is_whole = request.trial_id == layout.WHOLE_EXPERIMENT
         if self.log_formatter is None:
@@ -334,5 +351,10 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         """Defer to `RunnerPodTrigger` in the place of the provider's trigger."""
         _, arguments = trigger.serialize()
         is_whole = self._request is not None and self._request.trial_id == layout.WHOLE_EXPERIMENT
-        trigger = RunnerPodTrigger(metric=self._metric, of_many=is_whole, **arguments)
+        trigger = RunnerPodTrigger(
+            metric=self._metric,
+            of_many=is_whole,
+            give_up_at=self.give_up_at.isoformat() if self.give_up_at is not None else "",
+            **arguments,
+        )
         super().defer(trigger=trigger, **kwargs)

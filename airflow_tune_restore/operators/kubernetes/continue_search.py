@@ -7,6 +7,7 @@ from typing import Any
 
 from airflow.sdk import Context
 
+from airflow_tune_restore.hooks.window import Window
 from airflow_tune_restore.operators import continue_search_steps
 from airflow_tune_restore.operators.attempt_task import AttemptTask
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
@@ -27,7 +28,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         experiment: Address of the experiment, or one element of `CommitRestoreOperator`'s output.
             (templated)
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
-        ignore_tuner, trust_name: As in `BuildRestorePlanOperator`. (templated)
+        ignore_tuner, trust_name, until, max_duration: As in `BuildRestorePlanOperator`. (templated)
         **kwargs: Arguments of `RunnerPodOperator` and `KubernetesPodOperator`.
     """
 
@@ -37,6 +38,8 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         "experiment",
         "ignore_tuner",
         "trust_name",
+        "until",
+        "max_duration",
     )
     template_fields_renderers = {  # noqa: RUF012  as Airflow declares it
         **RunnerPodOperator.template_fields_renderers,
@@ -52,6 +55,8 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         stale_after: timedelta | float | str = 0,
         ignore_tuner: bool | str = False,
         trust_name: bool | str = False,
+        until: str | None = None,
+        max_duration: timedelta | float | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -59,6 +64,8 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         self.stale_after = stale_after
         self.ignore_tuner = ignore_tuner
         self.trust_name = trust_name
+        self.until = until
+        self.max_duration = max_duration
         self.check_literals(vars(self))
 
     @property
@@ -86,6 +93,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         options = continue_search_steps.continued_search_options(
             *(self.stale_after, self.param_space, self.search_alg),
             *(self.ignore_tuner, self.trust_name, self.parse_recipes()),
+            Window.of(context, self.until, self.max_duration),
         )
         plan, summary = continue_search_steps.start_continued_search(
             context, experiment.store, options, log=self.log

@@ -27,6 +27,10 @@ from airflow_tune_restore.version_compat import (
 )
 
 
+class PodGivenUpError(AirflowException):
+    """A pod did not start, or was given up for another reason, and was deleted."""
+
+
 class FollowedPodOperator(KubernetesPodOperator):
     """Follows a pod that is known by its name; the provider looks for labels, which tries share.
 
@@ -35,12 +39,14 @@ class FollowedPodOperator(KubernetesPodOperator):
 
     Attributes:
         end: How the pod ended; None before that is known.
+        give_up_at: When a pod is given up that has not started (UTC); None: only after the timeouts.
         pod_purpose: The purpose of the pod, in the words that begin a message about it.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.end: PodExit | None = None
+        self.give_up_at: datetime | None = None
         self.pod_purpose = "A task"
         self._watch = PodWatch(self.base_container_name)
         self._pod_name: str | None = None
@@ -92,6 +98,7 @@ class FollowedPodOperator(KubernetesPodOperator):
         """
         self._forget(name)
         self._is_there = is_there
+        self.pod_manager.give_up_at = self.give_up_at
         try:
             super().execute(context)
         except _provider_errors() as error:
@@ -234,11 +241,11 @@ class FollowedPodOperator(KubernetesPodOperator):
                 raise self._not_created(error, name) from error
             raise self._not_followed(name, why) from error
         if self._why_given_up:
-            raise AirflowException(
+            raise PodGivenUpError(
                 f"{what} did not start: {self._why_given_up.rstrip('.')}. It was deleted; a retry "
                 "creates another one."
             ) from error
-        raise AirflowException(f"{what} was given up: {why}") from error
+        raise PodGivenUpError(f"{what} was given up: {why}") from error
 
     def _not_created(self, error: Exception, name: str) -> AirflowException:
         what, why = self._describe(name), _cause(error)

@@ -3,6 +3,8 @@
 Arguments have priority over templates, as in every `KubernetesPodOperator`.
 """
 
+import math
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,8 @@ from yaml import YAMLError
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.launch.kubernetes import pod_resources, pod_spec
-from airflow_tune_restore.operators.kubernetes.pod_arguments import parse_ttl
+from airflow_tune_restore.operators.kubernetes.pod_arguments import MOST_SECONDS, parse_ttl
+from airflow_tune_restore.protocol import window
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import RunnerRequest
 
@@ -43,8 +46,25 @@ def apply_request_to_spec(
     operator.container_resources = models.V1ResourceRequirements(**resources)
     operator.volumes = [*operator.volumes, pod_spec.shm_volume(options)]
     operator.volume_mounts = [*operator.volume_mounts, pod_spec.shm_mount()]
-    if operator.ttl is not None:
-        operator.active_deadline_seconds = parse_ttl(operator.ttl)
+    operator.active_deadline_seconds = _longest_life(operator, request)
+
+
+def _longest_life(operator: "RunnerPodOperator", request: RunnerRequest) -> int | None:
+    """Return `activeDeadlineSeconds` of the pod: Kubernetes ends it even if Airflow is gone.
+
+    The user's own limit, or the time until the end of the window if that is shorter.
+    """
+    given = (
+        parse_ttl(operator.ttl) if operator.ttl is not None else operator.active_deadline_seconds
+    )
+    left = window.seconds_until(window.last_moment(request.pause_at), datetime.now(UTC))
+    if left is None:
+        return given
+    template = read_template(operator)
+    if given is None and template is not None and template.spec is not None:
+        given = template.spec.active_deadline_seconds
+    limits = [seconds for seconds in (given, max(1, math.ceil(left))) if seconds is not None]
+    return min(MOST_SECONDS, *limits)
 
 
 def read_template(operator: "KubernetesPodOperator") -> Any | None:

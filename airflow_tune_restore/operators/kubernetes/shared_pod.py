@@ -18,6 +18,7 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.failures import Cause, classify_exit
 from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
+from airflow_tune_restore.restore.paused import is_window_over, paused_error
 from airflow_tune_restore.version_compat import AirflowException
 
 if TYPE_CHECKING:
@@ -75,9 +76,18 @@ class SharedPod:
             ask_to_stop(self._trial.store, self._trial.plan.restore_id, self._trial.trial_id)
 
     def _start(self, context: Context, attempt: int, before: Sequence[int]) -> None:
-        """Start the pod of an attempt (KeyExistsError if one is alive, or another task was faster)."""
+        """Start the pod of an attempt.
+
+        Raises:
+            KeyExistsError: If one is alive, or another task was faster.
+            RestorePausedError: If the window of the restore has ended.
+        """
         store, plan = self._whole.store, self._whole.plan
         newest = self._pods.find_attempt()
+        if is_window_over(store, plan):
+            if newest.alive is not None:  # it waits for a node, or is cut off
+                self._pods.pods.delete(name_of(newest.alive))
+            raise paused_error(plan, layout.WHOLE_EXPERIMENT)
         if newest.alive is not None:
             self._give_up_pending(newest.alive)
             key = layout.request_key(plan.restore_id, layout.WHOLE_EXPERIMENT, newest.number)

@@ -97,6 +97,7 @@ class RayJobTask:
             shows_output=job.shows_output(attached),
             poll_interval=job.poll_interval,
             metric=job.plan.metric,
+            stop_at=job.stop_at.isoformat() if job.stop_at is not None else "",
         )
         operator.defer(
             trigger=trigger, method_name="execute_complete", timeout=operator.execution_timeout

@@ -33,6 +33,9 @@ from airflow_tune_restore.runner.tune import checkpoints
 from airflow_tune_restore.runner.tune.result_files import prepare_results
 from airflow_tune_restore.storage.base import ObjectStore
 
+RESUMED_LATER = Trial.PAUSED
+"""Ray's status of a trial that can go on later: one that was stopped alone, or with its window."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +51,9 @@ class AttemptContext:
         staging: Private directory for files before their upload.
         check_fence: Ends this process if a newer attempt or restore has started.
         check_fence_lately: The same, unless it was checked in the last seconds.
+        is_paused: Whether the attempt stops because the window of its restore has ended.
         saved: Status of each trial in the newest snapshot; empty before the first.
+        saved_iteration: The iteration of the trial of the outcome in that snapshot; None if unknown.
     """
 
     store: ObjectStore
@@ -59,7 +64,9 @@ class AttemptContext:
     check_fence: Callable[[], None]
     check_fence_lately: Callable[[], None]
     room: RoomWatch
+    is_paused: Callable[[], bool] = lambda: False
     saved: dict[str, str] = field(default_factory=dict)
+    saved_iteration: int | None = None
 
     @property
     def trial(self) -> Trial | None:
@@ -248,7 +255,10 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         request = self.context.request
         stats = {"start_time": self._start_time, **self.save_states()}
         with out_of_band_serialize_dataset():  # as Ray does, for Datasets in a config
-            state = {"trial_data": self.rows(), "runner_data": self.__getstate__(), "stats": stats}
+            rows = self.rows()
+            if self.context.is_paused():
+                rows = [resumed_later(row) if _is_running(row) else row for row in rows]
+            state = {"trial_data": rows, "runner_data": self.__getstate__(), "stats": stats}
             body = json.dumps(state, cls=TuneFunctionEncoder).encode()
         statuses = {trial.trial_id: trial.status for trial in self._trials}
         key = layout.snapshot_key(request.restore_id, request.trial_id, request.attempt)
@@ -257,13 +267,24 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         self.after_snapshot()
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return the rows of the snapshot."""
+        """Return the rows of the snapshot, each with the metadata of its trial."""
         return list(self._get_trial_checkpoints().values())
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         state.pop("_failure", None)
         return state
+
+
+def resumed_later(row: tuple[str, str]) -> tuple[str, str]:
+    """Return the row of a trial that goes on later."""
+    document = json.loads(row[0])
+    document["status"] = RESUMED_LATER
+    return json.dumps(document, indent=2), row[1]  # as Trial.get_json_state writes it
+
+
+def _is_running(row: tuple[str, str]) -> bool:
+    return bool(json.loads(row[0])["status"] == Trial.RUNNING)
 
 
 class _GuardedCheckpointManager(_ExperimentCheckpointManager):  # type: ignore[misc]

@@ -29,12 +29,9 @@ from airflow_tune_restore.protocol.request import (
 )
 from airflow_tune_restore.runner.outcome import INTERRUPTED, Ending, build_outcome, error_of
 from airflow_tune_restore.runner.tune import checkpoints, scheduler, searcher
-from airflow_tune_restore.runner.tune.controller import GuardedController
+from airflow_tune_restore.runner.tune.controller import GuardedController, resumed_later
 from airflow_tune_restore.runner.tune.experiment_context import ExperimentContext, read_trial_id
 from airflow_tune_restore.runner.tune.private_api import replaced
-
-RESUMED_LATER = Trial.PAUSED
-"""Ray's status of a trial that can go on later. A trial that was stopped alone is saved with it."""
 
 _SUGGESTED_TOO_LATE = (
     "The searcher suggested it after the private Ray of this run had started. If the machine has enough, "
@@ -227,7 +224,7 @@ class ExperimentController(GuardedController):
         self._get_trial_checkpoints()
         saved: dict[str, tuple[str, str]] = self._trial_metadata
         return [
-            _unfinished(row) if trial_id in self.context.stopped_trials else row
+            resumed_later(row) if trial_id in self.context.stopped_trials else row
             for trial_id, row in saved.items()
         ]
 
@@ -315,9 +312,3 @@ def _any_trainable(name: str) -> Any:
         return original(json_state, stub=bool(name) and of != name)
 
     return classmethod(read)
-
-
-def _unfinished(row: tuple[str, str]) -> tuple[str, str]:
-    document = json.loads(row[0])
-    document["status"] = RESUMED_LATER
-    return json.dumps(document, indent=2), row[1]  # as Trial.get_json_state writes it

@@ -7,6 +7,7 @@ from ray.tune.experiment import Trial
 from ray.tune.tune_config import ResumeConfig
 
 from airflow_tune_restore.exceptions import NoRoomError, RunnerError
+from airflow_tune_restore.protocol.numbers import whole_iteration
 from airflow_tune_restore.protocol.request import Result, RunnerProgress, TrialAction
 from airflow_tune_restore.runner.outcome import INTERRUPTED, Ending, error_of
 from airflow_tune_restore.runner.reporter import Reporter
@@ -148,6 +149,12 @@ class TrialController(GuardedController):
         for trial in self._trials:
             self._mark_trial_to_checkpoint(trial)
         return super().rows()
+
+    def after_snapshot(self) -> None:
+        """Remember the iteration that is saved."""
+        trial = self.context.restored
+        last = trial.run_metadata.last_result if trial is not None else {}
+        self.context.saved_iteration = whole_iteration(last.get("training_iteration"))
 
     def report(self, trial: Trial, progress: RunnerProgress) -> None:
         """Print a result under the planned trial id, and keep it for the follower."""

@@ -18,6 +18,7 @@ from airflow_tune_restore.restore.only import Only, Threshold
 COMMANDS = typer.main.get_command(app).commands
 RESTORE_ONLY = {"param_space", "search_alg", "imports", "check_timeout", "parallel"}
 LEASE = {"break_lease", "yes"}
+WINDOW = {"until", "max_duration"}
 WHERE = {"on", "address", "runtime_env_json", "working_dir", "image", "namespace", "pod_template"}
 
 
@@ -73,7 +74,7 @@ def test_plan_and_restore_have_the_same_choices():
         {option.name for option in COMMANDS[name].params} for name in ("plan", "restore")
     )
     assert plan >= {field.name for field in fields(PlanOptions)}
-    assert restore - plan == RESTORE_ONLY | LEASE | WHERE | {"python"}
+    assert restore - plan == RESTORE_ONLY | LEASE | WINDOW | WHERE | {"python"}
     assert plan <= restore
 
 

@@ -20,10 +20,12 @@ from airflow.sdk.execution_time.comms import (
 )
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.operators import next_step, repeat_run
+from airflow_tune_restore.hooks import window
+from airflow_tune_restore.hooks.dag_runs import trigger_command
+from airflow_tune_restore.hooks.window import Repetition
 from airflow_tune_restore.operators.repeat_run import RepeatRunOperator
-from airflow_tune_restore.operators.repeat_window import Repetition, end_of_window
 from airflow_tune_restore.operators.totals import Totals
+from airflow_tune_restore.protocol.window import end_of_window
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
 from airflow_tune_restore.version_compat import AirflowFailException, AirflowSkipException, conf
 
@@ -65,8 +67,7 @@ def clock(monkeypatch):
     """Return a function that sets the time."""
 
     def set_to(moment):
-        fake = SimpleNamespace(now=lambda _tz: moment)
-        monkeypatch.setattr(repeat_run, "datetime", fake)
+        monkeypatch.setattr(window, "now", lambda: moment)
 
     set_to(EVENING + timedelta(hours=1))
     return set_to
@@ -184,9 +185,9 @@ def test_the_log_has_all_that_the_person_on_call_needs(line, capfd):
 
 
 def test_the_command_can_be_copied_into_a_shell(tmp_path):
-    words = shlex.split(next_step.trigger_command(context(conf={"a b": "it's"})["dag_run"]))
+    words = shlex.split(trigger_command(context(conf={"a b": "it's"})["dag_run"]))
     assert json.loads(words[-1]) == {"a b": "it's"}
-    assert next_step.trigger_command(context()["dag_run"]) == "airflow dags trigger nightly"
+    assert trigger_command(context()["dag_run"]) == "airflow dags trigger nightly"
 
 
 @pytest.mark.parametrize(
@@ -209,7 +210,9 @@ def test_the_window_counts_from_the_first_run(line, clock, window, hours, starts
         if starts:
             repeat(run_id=run_id, **window)
         else:
-            with pytest.raises(AirflowSkipException, match="the time for it was over at 2026-1"):
+            with pytest.raises(
+                AirflowSkipException, match="the window of this DAG run ended at 2026-1"
+            ):
                 repeat(run_id=run_id, **window)
         assert bool(line.sent) is starts
 
@@ -320,12 +323,6 @@ def test_repeat_adds_a_task_behind_all_others_and_beside_done():
     assert not again.downstream_task_ids
     assert not dag.get_task("restore.done").downstream_task_ids
     assert "restore.repeat" not in group().task_ids
-
-
-@pytest.mark.parametrize("window", [{"until": "07:00"}, {"max_duration": 60}])
-def test_a_window_needs_repetition(window):
-    with pytest.raises(InvalidInputError, match="needs repeat=True"):
-        group(**window)
 
 
 def test_repeat_is_no_text():

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -336,3 +337,30 @@ def test_a_log_that_cannot_be_read_is_reported_once_and_decides_nothing(head, st
     assert event["trouble"] == ""
     (warning,) = warned
     assert warning.endswith("HTTP 200 with Content-Encoding gzip. The log is read again.")
+
+
+# the window
+
+
+@pytest.mark.parametrize(("of_many", "unit"), [(False, "t1"), (True, layout.WHOLE_EXPERIMENT)])
+def test_at_the_end_of_the_window_it_stops_a_job_that_still_waits_and_fires(
+    head, store, of_many, unit
+):
+    head.status = "PENDING"
+    soon = (datetime.now(UTC) + timedelta(seconds=0.2)).isoformat()
+    one = trigger(store, is_one_of_many=of_many, ends_with_job=not of_many, stop_at=soon)
+
+    async def main():
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await anext(event.payload async for event in one.run())
+
+    event = asyncio.run(main())
+    assert (event["attempt"], event["is_lost"], event["trouble"]) == (1, False, "")
+    assert head.stopped == ["j1"]
+    store.get(layout.stopped_key("r1", unit, 1))
+
+
+def test_a_trigger_of_an_older_version_stops_nothing(store):
+    _, arguments = trigger(store).serialize()
+    del arguments["stop_at"]
+    assert RayJobTrigger(**arguments).stop_at == ""

@@ -2,6 +2,8 @@
 
 import logging
 import threading
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,9 +19,10 @@ from airflow_tune_restore.launch.ray.attempt_job import RayAttemptJob
 from airflow_tune_restore.launch.ray.jobs_api import RayJob
 from airflow_tune_restore.launch.ray.submission import DriverResources
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.request import Result, RunnerProgress
+from airflow_tune_restore.protocol.request import ProgressTail, Result, RunnerProgress
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.ledger import read_failures
+from airflow_tune_restore.restore.paused import RestorePausedError
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.ray.fake_jobs import FakeJobs
@@ -331,3 +334,52 @@ def test_a_job_is_stopped_once(task, jobs):
     one.stop()
     one.stop()
     assert jobs.stopped == [attached.submission_id]
+
+
+# the window
+
+
+@pytest.fixture
+def over(store, plan):
+    """The plan of a restore whose window has ended two minutes ago, after an attempt was submitted."""
+    end_of_window = datetime.now(UTC) - timedelta(minutes=2)
+    return replace(plan, pause_at=end_of_window.isoformat())
+
+
+def test_a_job_that_still_waits_at_the_end_of_the_window_is_stopped_and_the_trial_is_paused(
+    task, jobs, over, store
+):
+    jobs.first_status = "PENDING"
+    attached = task().submit_or_attach()
+    late = task(plan=over)
+    event = late.poll_until_complete(attached)
+    assert jobs.stopped == [attached.submission_id]
+    store.get(layout.stopped_key("r1", "a3", 1))
+    with pytest.raises(RestorePausedError, match=r"Trial a3 of .* is not run any further"):
+        late.get_job_result(1, event)
+    assert read_failures(store, "r1", "a3") == ()
+    with pytest.raises(RestorePausedError):
+        task(plan=over).submit_or_attach()
+    assert len(jobs.posted) == 1
+
+
+def test_a_job_that_paused_is_not_run_again(task, jobs, store):
+    attached = task().submit_or_attach()
+    end(store, Result.PAUSED, iteration=5)
+    jobs.end("FAILED", driver_exit_code=5)
+    outcome = task().get_job_result(1, task().poll_until_complete(attached))
+    assert (outcome.result, outcome.iteration) == (Result.PAUSED, 5)
+    assert task().find_final_outcome() == outcome
+    assert jobs.stopped == []
+
+
+@pytest.mark.parametrize("strategy", ["whole_experiment"])
+def test_a_trial_of_a_run_that_paused_is_paused_too(task, jobs, store):
+    attached = task().submit_or_attach()
+    report = RunnerProgress(trial_id="a3", iteration=4, metrics={})
+    tail = ProgressTail(first=0, reports=[report])
+    store.put(layout.progress_key("r1", "a3", 1), tail.to_json())
+    leave_outcome(store, Attempt("r1", layout.WHOLE_EXPERIMENT), Result.PAUSED)
+    jobs.end("FAILED", driver_exit_code=5)
+    with pytest.raises(RestorePausedError, match=r"Trial a3 of .* was paused at iteration 4"):
+        task().get_job_result(1, task().poll_until_complete(attached))
