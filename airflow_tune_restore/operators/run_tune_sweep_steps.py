@@ -245,9 +245,7 @@ def _conclude_script(task: AttemptTask, outcome: RunnerOutcome, log: "Logger") -
             "TUNE_RESTORE_STORAGE_PATH and TUNE_RESTORE_NAME hold both for the script."
         )
     if report is None:
-        raise RunnerError(
-            f"The script of {store.uri} ended before the sweep had saved a trial: {cause}"
-        )
+        raise RunnerError(f"The script has ended, and {store.uri} holds no trial: {cause}")
     why = f" ({cause})" if cause else ""
     left = "" if report.health is Health.FINISHED else _describe_left(store)
     if left and not (result is Result.FINISHED and _has_spent_its_budget(store)):
