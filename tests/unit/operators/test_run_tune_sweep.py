@@ -1,6 +1,7 @@
 """A sweep as a task: its script, what a retry does with what it left, and what is refused."""
 
 import copy
+import os
 from datetime import timedelta
 from functools import partial
 
@@ -402,3 +403,29 @@ def test_a_sweep_that_takes_longer_than_its_execution_timeout_is_stopped(place, 
     with pytest.raises(TaskDeferralTimeout):
         operator(place, launcher="ray").resume_execution(TRIGGER_FAIL_REPR, timeout, make_context())
     assert jobs.stopped == [raised.value.trigger.submission_id]
+
+
+def test_a_script_that_cannot_be_started_gives_its_lease_back(place, store, launcher):
+    def refuse(_request):
+        raise InvalidInputError("Cannot start /no/python.")
+
+    launcher.on_start = refuse
+    with pytest.raises(AirflowFailException, match="Cannot start /no/python"):
+        run(place)
+    assert lease.unreleased(store, but="") == []
+
+
+def test_a_driver_that_was_started_by_hand_between_two_tries_is_waited_for(place, store, launcher):
+    launcher.on_start = leaving(place, DONE, HUNG)
+    with pytest.raises(AirflowException):
+        run(place)
+    later = store.now().timestamp() + 60
+    for path in place.glob("experiment_state-*.json"):
+        os.utime(path, (later, later))
+    with pytest.raises(AirflowException, match="is running") as raised:
+        run(place, 2)
+    assert not isinstance(raised.value, AirflowFailException)
+    healed = make_row("hung", last_result={"training_iteration": 4, "done": True})
+    launcher.on_start = restoring(store, DONE, healed)
+    run(place, 3, stale_after=0)
+    assert actions(launcher) == ["sweep", "run"]
