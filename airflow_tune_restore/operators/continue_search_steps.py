@@ -160,7 +160,7 @@ def commit_after_last_try(
                 pass  # no run was started
             except TuneRestoreError as trouble:
                 reason = printable(str(trouble), NOTE_LENGTH)
-                log.warning("The drawn samples are not committed: %s", reason)
+                log.warning("The run is not committed: %s", reason)
         raise
 
 

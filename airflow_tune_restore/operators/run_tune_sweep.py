@@ -9,7 +9,6 @@ from typing import Any
 from airflow.sdk import Context
 
 from airflow_tune_restore.arguments import parse_entrypoint, parse_limit
-from airflow_tune_restore.exceptions import RunnerDiedError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.operators import run_tune_sweep_steps as steps
@@ -138,13 +137,9 @@ class RunTuneSweepOperator(AttemptOperator):
 
     @contextmanager
     def errors_of(self, context: Context) -> Iterator[None]:
-        """Raise errors as Airflow's; a script whose runner has died gives its lease back."""
-        with super().errors_of(context):
-            try:
-                yield
-            except RunnerDiedError:
-                steps.end_dead_sweep(context, self._open().store)
-                raise
+        """Raise errors as Airflow's; a script that has died, or fails for good, gives its lease back."""
+        with super().errors_of(context), steps.ending_sweep(context, lambda: self._open().store):
+            yield
 
     def runner_settings(self) -> RunnerSettings:
         """Return the settings of the runner, with the script that it runs first."""

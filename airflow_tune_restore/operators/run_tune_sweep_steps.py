@@ -1,6 +1,7 @@
 """Steps of the operators that run a sweep, wherever it runs: its script, then restores of the rest."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,11 @@ from airflow_tune_restore.arguments import parse_bool
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
     InvalidInputError,
+    RunnerDiedError,
     RunnerError,
     RunnerRefusedError,
     StateUnreadableError,
+    TuneRestoreError,
 )
 from airflow_tune_restore.experiments.ends import is_budget_spent
 from airflow_tune_restore.experiments.examine import examine, is_experiment
@@ -21,6 +24,7 @@ from airflow_tune_restore.experiments.health import ExperimentReport, Health
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.root import list_root
 from airflow_tune_restore.experiments.trial import TrialStatus
+from airflow_tune_restore.hooks.airflow_errors import PERMANENT
 from airflow_tune_restore.hooks.dag_runs import hold_as_dag_run
 from airflow_tune_restore.operators.attempt_task import AttemptTask, OpenExperiment
 from airflow_tune_restore.operators.continue_search_steps import (
@@ -33,6 +37,7 @@ from airflow_tune_restore.operators.prepare_restores import DEFAULT_LEASE_TTL
 from airflow_tune_restore.operators.xcom import restore_id_for
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.lease_objects import release_times
 from airflow_tune_restore.protocol.printable import counted, first_of, share
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
 from airflow_tune_restore.restore.choices import PlanChoices, Strategy
@@ -69,6 +74,8 @@ SWEEP_FIELDS = (
 """The templated arguments that the operators of all launchers have."""
 
 _AT_ONCE = timedelta(0)
+_SAME_MOMENT = timedelta(seconds=2)
+"""Stores report times in whole seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +140,8 @@ class SweepRun:
         return report_sweep(self.experiment, self.log)
 
     def _restore(self, sweep: OwnSweep, *, has_own: bool) -> AttemptTask | None:
-        options = replace(self.options, stale_after=_AT_ONCE) if has_own else self.options
+        is_over = has_own and not self._was_written_since()
+        options = replace(self.options, stale_after=_AT_ONCE) if is_over else self.options
         prepared = prepare_restore(self.store, self.base_id, options)
         if isinstance(prepared, str):
             self._refuse_unless_done(sweep, prepared, has_own=has_own)
@@ -176,6 +184,18 @@ class SweepRun:
             if report.health is Health.RUNNING:
                 raise ExperimentRunningError(report.experiment, report.reason)
 
+    def _was_written_since(self) -> bool:
+        """Whether the experiment was written to after the last lease of it was released.
+
+        Then another driver may run, for example one that a user has started by hand. Both times are by
+        the clock of the store.
+        """
+        report = look_at(self.store)
+        ended = max(release_times(self.store.list_dir(layout.LEASE)), default=None)
+        if report is None or report.last_write is None or ended is None:
+            return False
+        return report.last_write > ended + _SAME_MOMENT
+
     def _has_restored(self) -> bool:
         """Whether the task has started a restore, in this try or an earlier one."""
         newest = fresh_restore_id(self.store, self.base_id)
@@ -207,11 +227,21 @@ def find_running(context: Context, store: ObjectStore) -> str | None:
     return running or find_started_restore(context, store)
 
 
-def end_dead_sweep(context: Context, store: ObjectStore) -> None:
-    """Release the lease of a sweep whose runner has died, so that others need not wait for it."""
-    running = find_sweep(store, restore_id_for(context, store.uri)).running
-    if running is not None:
-        end_sweep(store, running)
+@contextmanager
+def ending_sweep(context: Context, open_store: Callable[[], ObjectStore]) -> Iterator[None]:
+    """Release the lease of a sweep whose runner has died, or whose task fails for good.
+
+    So others need not wait until it expires. A runner that lives after all ends with its script.
+    """
+    try:
+        yield
+    except (RunnerDiedError, *PERMANENT):
+        with suppress(TuneRestoreError):  # the first error counts
+            store = open_store()
+            running = find_sweep(store, restore_id_for(context, store.uri)).running
+            if running is not None:
+                end_sweep(store, running)
+        raise
 
 
 def conclude(task: AttemptTask, outcome: RunnerOutcome, log: "Logger") -> dict[str, Any]:
@@ -245,9 +275,7 @@ def _conclude_script(task: AttemptTask, outcome: RunnerOutcome, log: "Logger") -
             "TUNE_RESTORE_STORAGE_PATH and TUNE_RESTORE_NAME hold both for the script."
         )
     if report is None:
-        raise RunnerError(
-            f"The script of {store.uri} ended before the sweep had saved a trial: {cause}"
-        )
+        raise RunnerError(f"The script has ended, and {store.uri} holds no trial: {cause}")
     why = f" ({cause})" if cause else ""
     left = "" if report.health is Health.FINISHED else _describe_left(store)
     if left and not (result is Result.FINISHED and _has_spent_its_budget(store)):

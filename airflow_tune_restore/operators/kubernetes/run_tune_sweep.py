@@ -1,7 +1,7 @@
 """Runs a sweep's own script in a pod, as one task, and restores the sweep if the task is tried again."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 from airflow.sdk import Context
 
 from airflow_tune_restore.arguments import parse_entrypoint
-from airflow_tune_restore.exceptions import RunnerDiedError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.operators import run_tune_sweep_steps as steps
 from airflow_tune_restore.operators.attempt_task import AttemptTask
@@ -77,14 +76,9 @@ class RunTuneSweepKubernetesOperator(RunnerPodOperator):
         def open_store() -> Any:
             return self.open_experiment().store
 
-        with ExitStack() as stack:
-            stack.enter_context(commit_after_last_try(context, open_store, self.log))
-            stack.enter_context(super().plain_errors(context))
-            try:
-                yield
-            except RunnerDiedError:
-                steps.end_dead_sweep(context, open_store())
-                raise
+        committed = commit_after_last_try(context, open_store, self.log)
+        with committed, super().plain_errors(context), steps.ending_sweep(context, open_store):
+            yield
 
     def run_task(self, context: Context, event: dict[str, Any] | None) -> dict[str, Any]:
         """Run the script, attach to it, or restore what it left; with an event, continue."""

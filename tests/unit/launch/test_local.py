@@ -85,7 +85,10 @@ def test_a_launcher_that_does_not_exist_is_refused_with_those_that_do():
 
 
 def test_for_pods_the_operators_that_run_them_are_named():
-    words = "RestoreTrialKubernetesOperator or ContinueSearchKubernetesOperator"
+    words = (
+        "RestoreTrialKubernetesOperator, ContinueSearchKubernetesOperator or "
+        "RunTuneSweepKubernetesOperator"
+    )
     with pytest.raises(InvalidInputError, match=words) as error:
         build_launcher("kubernetes")
     assert "one of" not in str(error.value)

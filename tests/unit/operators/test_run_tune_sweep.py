@@ -1,10 +1,12 @@
 """A sweep as a task: its script, what a retry does with what it left, and what is refused."""
 
 import copy
+import os
 from datetime import timedelta
 from functools import partial
 
 import pytest
+from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.scan import scan
@@ -12,6 +14,7 @@ from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.run_tune_sweep import RunTuneSweepOperator
 from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.restore import sweep as sweeps
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
@@ -19,6 +22,7 @@ from airflow_tune_restore.version_compat import (
     AirflowException,
     AirflowFailException,
     AirflowSkipException,
+    TaskDeferralTimeout,
 )
 from tests.support.airflow.context import make_context
 from tests.support.airflow.names import DagSerialization, TaskDeferred
@@ -211,9 +215,7 @@ def test_a_script_that_died_before_its_first_trial_is_started_again(
         leave_outcome(store, request, "failed", error="no")
 
     launcher.on_start = die
-    with pytest.raises(
-        AirflowException, match="before the sweep had saved a trial: ValueError: no"
-    ):
+    with pytest.raises(AirflowException, match="holds no trial: ValueError: no"):
         run(place)
     launcher.on_start = leaving(place, DONE)
     run(place, 2)
@@ -373,5 +375,57 @@ def test_a_sweep_as_a_ray_job_is_stopped_by_sigint_and_attached_to_while_it_live
             run(place, try_number, launcher="ray")
         make_experiment(place, [DONE, HUNG])
     (submitted,) = jobs.posted
-    assert raised.value.trigger.submission_id == submitted["submission_id"]
+    trigger = raised.value.trigger
+    assert trigger.submission_id == submitted["submission_id"]
     assert submitted["runtime_env"]["env_vars"]["RAY_JOB_STOP_SIGNAL"] == "SIGINT"
+
+
+def test_the_outcome_of_a_job_is_judged_when_the_trigger_has_fired(place, store, monkeypatch):
+    jobs = ray(monkeypatch)
+    with pytest.raises(TaskDeferred) as raised:
+        run(place, launcher="ray")
+    trigger = raised.value.trigger
+    make_experiment(place, [DONE])
+    records = AttemptRecords(store, trigger.restore_id, trigger.trial_id)
+    leave_outcome(store, records.request(1), "finished")
+    jobs.end()
+    event = {"restore_id": trigger.restore_id, "attempt": 1}
+    returned = operator(place, launcher="ray").execute_complete(make_context(), event)
+    assert (returned["restore_id"], returned["trials_run"]) == (None, 1)
+    assert lease.unreleased(store, but="") == []
+
+
+def test_a_sweep_that_takes_longer_than_its_execution_timeout_is_stopped(place, monkeypatch):
+    jobs = ray(monkeypatch)
+    with pytest.raises(TaskDeferred) as raised:
+        run(place, launcher="ray")
+    timeout = {"error": "Trigger timeout"}
+    with pytest.raises(TaskDeferralTimeout):
+        operator(place, launcher="ray").resume_execution(TRIGGER_FAIL_REPR, timeout, make_context())
+    assert jobs.stopped == [raised.value.trigger.submission_id]
+
+
+def test_a_script_that_cannot_be_started_gives_its_lease_back(place, store, launcher):
+    def refuse(_request):
+        raise InvalidInputError("Cannot start /no/python.")
+
+    launcher.on_start = refuse
+    with pytest.raises(AirflowFailException, match="Cannot start /no/python"):
+        run(place)
+    assert lease.unreleased(store, but="") == []
+
+
+def test_a_driver_that_was_started_by_hand_between_two_tries_is_waited_for(place, store, launcher):
+    launcher.on_start = leaving(place, DONE, HUNG)
+    with pytest.raises(AirflowException):
+        run(place)
+    later = store.now().timestamp() + 60
+    for path in place.glob("experiment_state-*.json"):
+        os.utime(path, (later, later))
+    with pytest.raises(AirflowException, match="is running") as raised:
+        run(place, 2)
+    assert not isinstance(raised.value, AirflowFailException)
+    healed = make_row("hung", last_result={"training_iteration": 4, "done": True})
+    launcher.on_start = restoring(store, DONE, healed)
+    run(place, 3, stale_after=0)
+    assert actions(launcher) == ["sweep", "run"]
