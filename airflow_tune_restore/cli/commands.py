@@ -13,6 +13,7 @@ import typer
 
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.cli.launchers import LauncherOptions
+from airflow_tune_restore.cli.option_groups import flag_of, with_options
 from airflow_tune_restore.cli.options import (
     ExperimentUri,
     Json,
@@ -21,8 +22,6 @@ from airflow_tune_restore.cli.options import (
     PlanOptions,
     ScanOptions,
     WindowOptions,
-    flag_of,
-    with_options,
 )
 from airflow_tune_restore.cli.places import (
     experiment_around,

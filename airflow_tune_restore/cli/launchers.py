@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from airflow_tune_restore.cli.options import flag_of
+from airflow_tune_restore.cli.option_groups import flag_of
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.launch.base import Launcher, LauncherName
 from airflow_tune_restore.restore.recipe import Recipe

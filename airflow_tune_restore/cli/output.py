@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from airflow_tune_restore.cli.options import flag_of
+from airflow_tune_restore.cli.option_groups import flag_of
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
     InvalidInputError,

@@ -10,6 +10,7 @@ import typer
 
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.cli.launchers import LauncherOptions, parse_runtime_env
+from airflow_tune_restore.cli.option_groups import with_options
 from airflow_tune_restore.cli.options import (
     CheckTimeout,
     ExperimentUri,
@@ -20,7 +21,6 @@ from airflow_tune_restore.cli.options import (
     SearchAlg,
     option_of_plan,
     refuse_two_choices,
-    with_options,
 )
 from airflow_tune_restore.cli.places import open_experiment, runner_credentials
 from airflow_tune_restore.cli.signals import sigterm_as_ctrl_c

@@ -342,6 +342,7 @@ def report_sweep(experiment: OpenExperiment, log: "Logger") -> dict[str, Any]:
         "samples_left": report.samples_left,
         "trials_run": sum(report.trials.values()),
         "failed": [],
+        "paused": [],
         "quarantined": [],
         "headline": headline,
     }

@@ -8,7 +8,8 @@ import typer
 from typer.testing import CliRunner
 
 from airflow_tune_restore.cli.commands import app
-from airflow_tune_restore.cli.options import PlanOptions, with_options
+from airflow_tune_restore.cli.option_groups import with_options
+from airflow_tune_restore.cli.options import PlanOptions
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.protocol.failures import Cause
 from airflow_tune_restore.restore.choices import PlanChoices

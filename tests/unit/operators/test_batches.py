@@ -98,6 +98,7 @@ def test_what_waits_is_in_the_table_the_totals_and_the_last_line(tmp_path, capfd
         "trials_run": 6,
         "trials_finished": 6,
         "trials_advanced": 0,
+        "trials_paused": 0,
         "waiting_experiments": 2,
         "waiting_trials": 6,
     }
