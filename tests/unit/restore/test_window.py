@@ -208,7 +208,8 @@ def test_a_runner_that_was_ended_after_the_end_has_not_failed(store, clock):
     clock.now = SEVEN + timedelta(minutes=1)
     with pytest.raises(RestorePausedError, match=ENDED):
         raise record_death(store, plan, request, -9, ["killed"])
-    assert read_failures(store, "r1", "bad") == ()
+    assert read_failures(store, "r1", "bad", plan.pause_at) == ()
+    assert len(read_failures(store, "r1", "bad")) == 1  # the same, in a restore without a window
     assert [change.trial_id for change in commit_restore(store, "r1").failed] == []
 
 
