@@ -17,7 +17,11 @@ from airflow_tune_restore.protocol.printable import first_of
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
 from airflow_tune_restore.restore.history import History, seen_before
 from airflow_tune_restore.restore.ledger import read_history
-from airflow_tune_restore.restore.paused import is_window_over, paused_error
+from airflow_tune_restore.restore.paused import (
+    is_window_over,
+    paused_error,
+    saved_iteration,
+)
 from airflow_tune_restore.restore.plan import RestorePlan, release_command
 from airflow_tune_restore.restore.summary import NO_OUTCOME
 from airflow_tune_restore.storage.base import ObjectStore
@@ -67,10 +71,10 @@ def judge(
         case Result.FAILED:
             raise _failed(store, plan, item, outcome)
         case Result.PAUSED:
-            raise paused_error(plan, item.trial_id, outcome.iteration)
+            raise paused_error(plan, item.trial_id, saved_iteration(outcome))
         case Result.INTERRUPTED if is_window_over(store, plan):
             log.info("%s %s.", name, _why_stopped(outcome, because))
-            raise paused_error(plan, item.trial_id, outcome.iteration)
+            raise paused_error(plan, item.trial_id, saved_iteration(outcome))
         case Result.INTERRUPTED:
             reason = _why_stopped(outcome, because)
             raise TrialStoppedError(plan.experiment, item.trial_id, reason, outcome.attempt)

@@ -18,7 +18,7 @@ from airflow_tune_restore.protocol.request import Result, RunnerRequest, TrialAc
 from airflow_tune_restore.protocol.resources import describe, most_of
 from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.ledger import memory_to_ask, read_history
-from airflow_tune_restore.restore.paused import is_window_over, paused_error
+from airflow_tune_restore.restore.paused import is_window_over, paused_error, saved_iteration
 from airflow_tune_restore.restore.plan import RestorePlan, read_plan
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -203,7 +203,7 @@ def _refuse_if_paused(store: ObjectStore, plan: RestorePlan, unit: str) -> None:
     newest = AttemptRecords(store, plan.restore_id, unit).outcome_or_interrupted()
     has_paused = newest is not None and newest.result == Result.PAUSED
     if has_paused or is_window_over(store, plan):
-        raise paused_error(plan, unit, newest.iteration if newest is not None else None)
+        raise paused_error(plan, unit, saved_iteration(newest))
 
 
 def _read_action(plan: RestorePlan, unit: str) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def record_failures(store: ObjectStore, plan: RestorePlan, records: RestoreRecor
     ledger, _ = read_ledger(store)
     trials = dict(ledger.trials)
     to_run = plan.to_run
-    read = for_each(lambda trial: _failures_in(records.of(trial.trial_id)), to_run)
+    read = for_each(lambda trial: _failures_in(records.of(trial.trial_id), plan.pause_at), to_run)
     for planned, failures in zip(to_run, read, strict=True):
         before = trials.get(planned.trial_id, History())
         after = before.with_failures(plan.restore_id, failures)
@@ -114,17 +114,20 @@ def write_ledger(store: ObjectStore, ledger: Ledger) -> None:
     store.put(layout.LEDGER, body)
 
 
-def read_failures(store: ObjectStore, restore_id: str, trial_id: str) -> tuple[FailedAttempt, ...]:
+def read_failures(
+    store: ObjectStore, restore_id: str, trial_id: str, pause_at: str = ""
+) -> tuple[FailedAttempt, ...]:
     """Return the attempts of one restore that failed, oldest first.
 
     Attempts that were interrupted on request, refused or superseded did not fail. Those whose runner died
-    without an outcome, or lost its node, did.
+    without an outcome, or lost its node, did; but not after `pause_at`, the end of their window.
     """
-    return _failures_in(AttemptRecords(store, restore_id, trial_id))
+    return _failures_in(AttemptRecords(store, restore_id, trial_id), pause_at)
 
 
-def _failures_in(records: AttemptRecords) -> tuple[FailedAttempt, ...]:
-    return tuple(filter(None, (_read_failure(records, number) for number in records.numbers())))
+def _failures_in(records: AttemptRecords, pause_at: str) -> tuple[FailedAttempt, ...]:
+    read = (_read_failure(records, number, pause_at) for number in records.numbers())
+    return tuple(filter(None, read))
 
 
 def explain(outcome: RunnerOutcome, end: RunnerExit | None) -> RunnerOutcome:
@@ -158,7 +161,7 @@ def read_history(store: ObjectStore, plan: RestorePlan, trial_id: str) -> Histor
     Nobody writes the ledger while the restore holds the lease. Plans of older versions have no record.
     """
     known = read_ledger(store)[0].trials if plan.failures is None else plan.failures
-    failures = read_failures(store, plan.restore_id, trial_id)
+    failures = read_failures(store, plan.restore_id, trial_id, plan.pause_at)
     return known.get(trial_id, History()).with_failures(plan.restore_id, failures)
 
 
@@ -180,7 +183,7 @@ def memory_to_ask(plan: RestorePlan, trial_id: str, history: History) -> float |
     return max(min(wanted, plan.choices.max_memory_bytes), own or 0.0)
 
 
-def _read_failure(records: AttemptRecords, attempt: int) -> FailedAttempt | None:
+def _read_failure(records: AttemptRecords, attempt: int, pause_at: str) -> FailedAttempt | None:
     outcome = records.outcome_or_interrupted(attempt)
     if outcome is not None and outcome.result == Result.FAILED:
         if _is_unexplained(outcome):  # only then is an exit recorded beside an outcome
@@ -200,7 +203,7 @@ def _read_failure(records: AttemptRecords, attempt: int) -> FailedAttempt | None
         return None
     # an interrupted runner had time to save, but may have lost its node all the same
     end = records.exit(attempt, infer_from_heartbeat=outcome is None)
-    if end is not None and _ended_with_window(records, attempt, end):
+    if end is not None and _ended_with_window(end, pause_at):
         return None
     if end is None or (failure := classify_exit(end.exit_code, end.message)) is None:
         return None
@@ -215,12 +218,8 @@ def _read_failure(records: AttemptRecords, attempt: int) -> FailedAttempt | None
     )
 
 
-def _ended_with_window(records: AttemptRecords, attempt: int, end: RunnerExit) -> bool:
+def _ended_with_window(end: RunnerExit, pause_at: str) -> bool:
     """Whether a runner exited after the end of its window: whatever stopped it, it was to stop."""
-    try:
-        pause_at = records.request(attempt).pause_at
-    except (KeyNotFoundError, RecordUnreadableError):
-        return False
     ended = window.parse_end(end.ended_at)
     return ended is not None and window.is_over(pause_at, ended)
 

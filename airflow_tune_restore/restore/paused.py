@@ -51,6 +51,11 @@ def paused_error(
     )
 
 
+def saved_iteration(outcome: RunnerOutcome | None) -> int | None:
+    """Return the iteration of a trial in an outcome; None if nothing was run, or if it is unknown."""
+    return outcome.iteration if outcome is not None and outcome.status else None
+
+
 def has_paused(outcome: RunnerOutcome | None, *, is_over: bool) -> bool:
     """Whether a trial, or a run, goes on after its window, and has neither ended nor failed.
 

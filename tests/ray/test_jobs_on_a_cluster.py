@@ -106,6 +106,27 @@ def test_a_restore_of_the_shell_runs_as_jobs_and_ctrl_c_stops_them_with_a_snapsh
     assert [1, 2, 3, 4, 5, 6] in rows(str(experiment)).values()
 
 
+def test_a_job_is_paused_with_its_window_and_the_next_restore_goes_on(cluster, shell, copied, gate):
+    """Not by its grace: the driver of a job inherits a mask that blocks SIGINT."""
+    experiment = copied("errored")
+    others = submitted(cluster)
+    code, out, err = shell(experiment, "--max-duration", "15s", **gate.env).end()
+    assert code == 1, out + err
+    assert "1 paused until the next restore" in " ".join(out.split())
+    (path,) = experiment.glob(".tune_restore/*/trials/*/attempts/000001/outcome.json")
+    outcome = json.loads(path.read_text())
+    assert outcome["result"] == "paused"
+    assert "did not stop in time" not in outcome["error"]
+    reached = outcome["iteration"]
+    assert [1, 2, 3, 4, 5, 6][:reached] in [*rows(str(experiment)).values(), []]
+
+    gate.open()
+    code, out, err = shell(experiment, "--stale-after", "0", "--json").end()
+    assert code == 0, out + err
+    assert statuses(cluster, others) == ["FAILED", "SUCCEEDED"]
+    assert [1, 2, 3, 4, 5, 6] in rows(str(experiment)).values()
+
+
 def submitted(cluster) -> dict[str, str]:
     """Return the status of each job that was submitted, by its id."""
     jobs = cluster.call("/api/jobs/")

@@ -7,8 +7,8 @@ believes one dead that lives, clears tasks, times out, and starts the next DAG r
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from airflow_tune_restore.exceptions import (
@@ -32,6 +32,12 @@ from airflow_tune_restore.restore.follow import Follower, ask_to_stop
 from airflow_tune_restore.restore.history import seen_before
 from airflow_tune_restore.restore.ledger import read_history
 from airflow_tune_restore.restore.own_restore import find_started, fresh_restore_id
+from airflow_tune_restore.restore.paused import (
+    RestorePausedError,
+    find_final_outcome,
+    is_window_over,
+    paused_error,
+)
 from airflow_tune_restore.restore.plan import RestorePlan, read_part
 from airflow_tune_restore.restore.prepare import prepare_continued_search, prepare_restore
 from airflow_tune_restore.restore.prepared import PrepareOptions
@@ -97,10 +103,16 @@ class Airflow:
         self.process = Process(self.world, machine, "airflow", "airflow")
 
     def start_dag_run(
-        self, run_id: str, meddlings: list[Meddling], *, delay: float = 0.0
+        self,
+        run_id: str,
+        meddlings: list[Meddling],
+        *,
+        delay: float = 0.0,
+        window: float | None = None,
     ) -> "DagRun":
-        """Start a DAG run of the chain."""
-        run = self.runs[run_id] = DagRun(self, run_id, meddlings)
+        """Start a DAG run of the chain; its window lasts so many seconds."""
+        end = None if window is None else self.world.wall(delay + window)
+        run = self.runs[run_id] = DagRun(self, run_id, meddlings, end)
         self.process.spawn(run.main, delay=delay)
         return run
 
@@ -170,11 +182,14 @@ class Airflow:
 class DagRun:
     """One DAG run: plan, then one task per trial, then commit, then the samples that are left."""
 
-    def __init__(self, airflow: Airflow, run_id: str, meddlings: list[Meddling]) -> None:
+    def __init__(
+        self, airflow: Airflow, run_id: str, meddlings: list[Meddling], window_end: datetime | None
+    ) -> None:
         self.airflow = airflow
         self.world = airflow.world
         self.run_id = run_id
         self.base_id = f"airflow-{run_id}"
+        self.window_end = window_end
         self.started_at = ""
         self.has_ended = False
         self.state = ""
@@ -360,11 +375,13 @@ class DagRun:
 
     def _plan(self, number: int) -> list[str]:
         airflow, store = self.airflow, self.airflow.store
-        options = airflow.options()
+        options = replace(airflow.options(), pause_at=self.window_end)
         try:
             prepared = prepare_restore(store, self.base_id, options)
             if isinstance(prepared, str):
                 raise Skipped(prepared)
+            if self._is_over() and not prepared.is_started:
+                raise Skipped("its window has ended")
             if prepared.plan.only_continues_search and not prepared.nothing_to_do:
                 self.is_left_alone = True
                 return []
@@ -385,6 +402,11 @@ class DagRun:
         self._planned = [*units, layout.WHOLE_EXPERIMENT] if plan.continues_search else units
         return self._planned
 
+    def _is_over(self) -> bool:
+        """Whether the window has ended, by the clock of the worker."""
+        now = self.world.wall(self.world.process.machine.ahead)
+        return self.window_end is not None and now >= self.window_end
+
     def _holder(self) -> dict[str, Any]:
         return {
             "holder": self.run_id,
@@ -398,17 +420,16 @@ class DagRun:
         if unit not in self._planned:
             raise Failed("the plan was made again without it, and so it is not mapped any more")
         plan = read_part(store, restore_id, unit)
-        is_one_of_many = plan.is_whole_experiment and unit != layout.WHOLE_EXPERIMENT
-        records = AttemptRecords(store, restore_id, unit)
-        outcome = records.outcome()
-        final = {Result.FINISHED, *((Result.FAILED,) if is_one_of_many else ())}
-        if outcome is None or outcome.result not in final:
+        outcome = find_final_outcome(store, plan, unit)
+        if outcome is None:
             shares_run = plan.is_whole_experiment and not plan.only_continues_search
             try:
                 lease.keep_alive(store, restore_id)
                 outcome = self._follow(plan, unit) if shares_run else self._run_child(plan, unit)
             except LeaseLostError as error:
                 raise Failed(str(error)) from error
+            except RestorePausedError as error:
+                raise Skipped(str(error)) from error
         return self._judge(plan, unit, outcome)
 
     def _run_child(self, plan: RestorePlan, unit: str) -> RunnerOutcome:
@@ -469,9 +490,14 @@ class DagRun:
             case Result.FAILED:
                 history = read_history(self.airflow.store, plan, unit)
                 before = seen_before(history.failures, plan.restore_id, outcome.attempt)
-                if before is not None or plan.is_whole_experiment:
+                is_over = is_window_over(self.airflow.store, plan)
+                if before is not None or plan.is_whole_experiment or is_over:
                     raise Failed("it failed in the same way before")
                 raise RunnerError(f"Trial {unit} failed.")
+            case Result.PAUSED:
+                raise Skipped(f"Trial {unit} was paused.")
+            case Result.INTERRUPTED if is_window_over(self.airflow.store, plan):
+                raise Skipped(f"Trial {unit} was stopped after its window.")
             case Result.INTERRUPTED:
                 raise RunnerError(f"Trial {unit} was stopped.")
             case _:
@@ -498,13 +524,15 @@ class DagRun:
         try:
             self._continue_search()
         except (Failed, TuneRestoreError) as error:
-            if number >= TRIES or isinstance(error, Failed):
+            if number >= TRIES or isinstance(error, Failed | RestorePausedError):
                 store = self.airflow.store
                 try:
                     restore_id = fresh_restore_id(store, f"{self.base_id}-samples")
                     commit_restore(store, restore_id)
                 except (KeyNotFoundError, TuneRestoreError):
                     pass
+            if isinstance(error, RestorePausedError):
+                raise Skipped(str(error)) from error
             raise
 
     def _continue_search(self) -> None:
@@ -513,11 +541,14 @@ class DagRun:
             choices=PlanChoices(),
             stale_after=timedelta(0),
             ask_holder=airflow.ask if airflow.asks else None,
+            pause_at=self.window_end,
         )
         try:
             prepared = prepare_continued_search(store, f"{self.base_id}-samples", options)
             if isinstance(prepared, str):
                 raise Skipped(prepared)
+            if self._is_over() and not prepared.is_started:
+                raise Skipped("its window has ended")
             plan, _settled = start_restore(
                 prepared, ttl_seconds=airflow.ttl_seconds, **self._holder()
             )
@@ -526,11 +557,13 @@ class DagRun:
         if plan is None:
             return
         whole = layout.WHOLE_EXPERIMENT
-        outcome = AttemptRecords(store, plan.restore_id, whole).outcome()
-        if outcome is None or outcome.result != Result.FINISHED:
+        outcome = find_final_outcome(store, plan, whole)
+        if outcome is None:
             lease.keep_alive(store, plan.restore_id)
             outcome = self._run_child(plan, whole)
         match Result(outcome.result):
+            case Result.PAUSED:
+                raise paused_error(plan, whole)
             case Result.INTERRUPTED:
                 raise RunnerError("The search was stopped.")
             case Result.REFUSED | Result.FENCED:

@@ -1,4 +1,4 @@
-"""The invariants I1 to I7 as code: one function for each, checked at every step and at the end.
+"""The invariants I1 to I8 as code: one function for each, checked at every step and at the end.
 
 `Invariants` watches every change of the store and every iteration that is trained. A broken invariant
 ends the world at that step.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol import layout, window
 from airflow_tune_restore.protocol.attempts import QUIET_SECONDS
 from airflow_tune_restore.protocol.lease_watch import KNOWN_DEAD_SECONDS
 from airflow_tune_restore.protocol.request import RunnerOutcome
@@ -25,6 +25,9 @@ from tests.simulation.world import Process, World
 
 if TYPE_CHECKING:
     from tests.simulation.airflow import Airflow
+
+SLACK_SECONDS = 10.0
+"""Between a look at the clock of a store and what follows from it, if nothing is slow."""
 
 LOOK_SECONDS = 30.0
 """A runner that thaws finds out that another one has taken its place: at its next look, with four
@@ -83,6 +86,8 @@ class Invariants:
         self.taken_back: set[tuple[str, str, int]] = set()
         self.ended_with_error: Counter[str] = Counter()
         self.drivers: list[tuple[Process, float]] = []
+        self.is_calm = False
+        self.windows: dict[str, str] = {}
         shelf.watch = self.watch
         world.watch_training = self.watch_training
 
@@ -96,6 +101,7 @@ class Invariants:
             if write.key.endswith("/plan.json"):
                 i3_a_plan_has_its_seeds(self, write)
                 self.planned_at[_restore_of(write.key)] = self.world.now
+                self.windows[_restore_of(write.key)] = json.loads(write.body)["pause_at"]
             elif write.key.endswith("/seed.json"):
                 i3_a_seed_fits_its_plan(self, write)
             elif write.key.endswith(".claim.json"):
@@ -103,6 +109,9 @@ class Invariants:
                 i6_a_living_experiment_is_left_alone(self, write)
             elif write.key.endswith("/request.json"):
                 i7_nothing_is_run_after_its_commit(self, write)
+                i8_nothing_goes_on_after_its_window(
+                    self, write.process, _restore_of(write.key), 0.0
+                )
             elif write.key.endswith("/commit.json"):
                 self._note_commit(write)
             elif write.key.endswith("/outcome.json"):
@@ -130,6 +139,8 @@ class Invariants:
     def watch_training(self, process: Process, trial_id: str, iteration: int) -> None:
         """Check an iteration that is trained."""
         i4_one_runner_per_trial(self, process, trial_id)
+        restore = f"airflow-{process.name.removeprefix('runner ').partition('/')[0]}"
+        i8_nothing_goes_on_after_its_window(self, process, restore, window.GRACE_SECONDS)
         is_unfinished = iteration < self.sweep.target(trial_id)
         if trial_id in self.finished and is_unfinished and _could_know(self, process):
             raise broken(
@@ -588,3 +599,18 @@ def check_end(watch: Invariants, airflow: "Airflow") -> None:
     """Check what must hold after a quiet night."""
     i3_every_step_can_be_repeated(watch, airflow)
     i7_failures_are_counted(watch)
+
+
+def i8_nothing_goes_on_after_its_window(
+    watch: Invariants, process: Process, restore: str, grace: float
+) -> None:
+    """I8: after the end of the window nothing is claimed, and after the grace nothing is trained.
+
+    Only where nothing else goes wrong: a process may freeze between its look at the clock and its claim.
+    """
+    end = window.parse_end(watch.windows.get(restore, ""))
+    if end is None or not watch.is_calm:
+        return
+    late = (watch.world.wall(watch.shelf.ahead) - end).total_seconds() - grace
+    if late > SLACK_SECONDS:
+        raise broken("I8", f"{process} goes on {late:.0f} s after the window of {restore}")

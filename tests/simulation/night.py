@@ -35,10 +35,11 @@ HOUR, DAY = 3600.0, 86400.0
 
 @dataclass(frozen=True)
 class Night:
-    """One DAG run with faults: when it starts, and what is done to it."""
+    """One DAG run with faults: when it starts, what is done to it, and how long its window lasts."""
 
     starts: float
     meddlings: tuple[Meddling, ...] = ()
+    window: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,9 @@ def draw_script(seed: int) -> Script:
         return _draw_twins(rng, script)
     if chance < 0.3:
         return _draw_late_runner(rng, script)
-    return _draw_settlement(rng, script) if chance < 0.35 else script
+    if chance < 0.35:
+        return _draw_settlement(rng, script)
+    return _draw_windows(rng, script) if chance >= 0.95 else script
 
 
 def _draw_any(rng: random.Random, seed: int) -> Script:
@@ -268,6 +271,30 @@ def _draw_settlement(rng: random.Random, script: Script) -> Script:
     )
 
 
+def _draw_windows(rng: random.Random, script: Script) -> Script:
+    """Let windows close while trials are trained; in half of the worlds nothing else goes wrong."""
+    nights = tuple(replace(night, window=rng.uniform(5.0, 300.0)) for night in script.nights)
+    script = replace(
+        script,
+        sweep=rng.choice(("slow", "slow-whole", "small", "whole", "search", "search-whole")),
+        nights=nights,
+        drivers=(),
+    )
+    if rng.random() < 0.5:
+        return script
+    return replace(
+        script,
+        clocks=script.clocks[:1] * 4,
+        pace=min(script.pace, 0.2),
+        tail=0.0,
+        faults=(),
+        storms=(),
+        commands=(),
+        losses=(),
+        jumps=(),
+    )
+
+
 def _draw_drivers(rng: random.Random, end: float) -> list[DriverLife]:
     """Draw a driver that is not dead yet, or one that a user starts; mostly none."""
     kind = rng.choice(("", "", "", "", "", "first", "later"))
@@ -348,6 +375,9 @@ def _happen(world: World, script: Script, ended: Ended) -> None:
     shelf.load(sweep.files(), EPOCH + timedelta(seconds=script.clocks[0] - age))
     ended.struck = faults.struck
     watch = Invariants(world, shelf, sweep, script.ttl_seconds)
+    troubles = (script.faults, script.storms, script.losses, script.jumps, script.tail)
+    has_one_clock = len(set(script.clocks)) == 1
+    watch.is_calm = has_one_clock and script.pace < 1.0 and not any(troubles)
     if world.is_told:
         tell_changes(world, shelf)
     airflow = Airflow(
@@ -361,7 +391,9 @@ def _happen(world: World, script: Script, ended: Ended) -> None:
         script.start_seconds,
     )
     for number, night in enumerate(script.nights, 1):
-        airflow.start_dag_run(f"night-{number}", list(night.meddlings), delay=night.starts)
+        window = None if night.window is None else night.window + script.clocks[0]
+        meddlings = list(night.meddlings)
+        airflow.start_dag_run(f"night-{number}", meddlings, delay=night.starts, window=window)
     for command in script.commands:
         if command.name == "undo":
             airflow.undo(delay=command.at)

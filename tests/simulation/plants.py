@@ -23,6 +23,7 @@ from airflow_tune_restore.restore.history import History
 from airflow_tune_restore.restore.snapshots import Snapshots
 from airflow_tune_restore.runner.attempt import Attempt
 from airflow_tune_restore.runner.heartbeat import Heartbeat
+from airflow_tune_restore.runner.pause import PauseTimer
 from airflow_tune_restore.runner.tune import result_files
 from tests.simulation.campaign import simulating, world_seeds
 from tests.simulation.planting import Edit, Found, Plant, find
@@ -142,7 +143,7 @@ _OF_THE_LEASE = (
         "A runner counts as dead at the first look at its heartbeat.",
         "I4",
         (Edit(attempts.wait_until_all_over, "< QUIET_SECONDS", "< 0"),),
-        seed=136,
+        seed=309,
     ),
     Plant(
         "release not written",
@@ -383,6 +384,23 @@ _OF_THE_REST = (
     ),
 )
 
+_OF_WINDOWS = (
+    Plant(
+        "claims after the window",
+        "Attempts are claimed after the window of their restore has ended.",
+        "I8",
+        (Edit(claim._refuse_if_paused, "if not plan.pause_at:", "if True:"),),
+        seed=98,
+    ),
+    Plant(
+        "runner never pauses",
+        "A runner trains on after the end of its window.",
+        "I8",
+        (Edit(PauseTimer._run, "_sleep_until(deadline)", "_sleep_until(deadline + 86400.0)"),),
+        seed=98,
+    ),
+)
+
 _FOUND_BY_SIMULATION = (
     Plant(
         "dead restore left alone",
@@ -423,6 +441,7 @@ PLANTS = {
         *_OF_PLANS,
         *_OF_COMMITS,
         *_OF_THE_REST,
+        *_OF_WINDOWS,
         *_FOUND_BY_SIMULATION,
     )
 }

@@ -76,11 +76,12 @@ def _simulated_version() -> str:
 
 
 class StopSignals:
-    """SIGTERM, as the real one shows it."""
+    """SIGTERM and the end of a window, as the real one shows them."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
         self._is_ignored = False
+        self.is_paused = False
 
     @property
     def received(self) -> bool:
@@ -91,6 +92,10 @@ class StopSignals:
 
     def install(self) -> None:
         pass
+
+    def pause(self) -> None:
+        self.is_paused = not self.received
+        self._process.ask_to_stop()
 
 
 def run_runner(world: World, store: ObjectStore, sweep: Sweep, key: str) -> int:
@@ -138,7 +143,8 @@ class SimulatedAttempt(Attempt):
         del loaded, asked
         context.run()
 
-    def _record(self, ending: Ending) -> None:
+    def _record(self, ending: Ending, *, iteration: int | None = None) -> None:
+        del iteration
         training = self._training
         self.put_outcome(self._request, ending, training and training.trial_of_outcome)
 
@@ -186,6 +192,7 @@ class Training:
 
     staging = NOWHERE
     has_ended = False
+    saved_iteration = None
 
     def __init__(self, attempt: SimulatedAttempt, snapshot: str | None) -> None:
         self.attempt = attempt

@@ -27,7 +27,11 @@ from airflow_tune_restore.protocol.request import (
     RunnerRequest,
 )
 from airflow_tune_restore.restore.ledger import explain
-from airflow_tune_restore.restore.paused import is_window_over, paused_error
+from airflow_tune_restore.restore.paused import (
+    is_window_over,
+    paused_error,
+    saved_iteration,
+)
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.runner_death import refuse_overtaken
 from airflow_tune_restore.storage.base import ObjectStore
@@ -146,7 +150,7 @@ class AttemptPods:
         if outcome is None:
             refuse_overtaken(self.store, self.plan, request, end.exit_code)
         if is_window_over(self.store, self.plan):
-            raise paused_error(self.plan, self.trial_id, outcome.iteration if outcome else None)
+            raise paused_error(self.plan, self.trial_id, saved_iteration(outcome))
         failure = classify_exit(end.exit_code, end.message)
         if failure is None and outcome is not None:
             return outcome

@@ -97,7 +97,8 @@ class Trial:
 
     @property
     def failures(self) -> tuple[FailedAttempt, ...]:
-        return read_failures(self.store, self.restore_id, self.item["trial_id"])
+        plan = read_plan(self.store, self.restore_id)
+        return read_failures(self.store, self.restore_id, self.item["trial_id"], plan.pause_at)
 
     def iterations(self) -> list[int]:
         """Return the iterations in the trial's result.json."""

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.protocol import attempts, layout, window
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import classify_exit
@@ -19,7 +20,7 @@ from airflow_tune_restore.restore.follow import Follower
 from airflow_tune_restore.restore.ledger import read_failures, read_ledger
 from airflow_tune_restore.restore.paused import RestorePausedError, find_final_outcome
 from airflow_tune_restore.restore.plan import RestorePlan, read_part, read_plan
-from airflow_tune_restore.restore.prepare import plan_restore
+from airflow_tune_restore.restore.prepare import plan_restore, prepare_restore
 from airflow_tune_restore.restore.prepared import PrepareOptions
 from airflow_tune_restore.restore.runner_death import record_death
 from airflow_tune_restore.restore.start import start_plan
@@ -158,6 +159,27 @@ def test_the_commit_shows_paused_trials_as_paused_and_the_ledger_counts_none(sto
     assert read_ledger(store)[0].trials == {}
 
 
+@pytest.mark.parametrize("strategy", ["per_trial", "whole_experiment"])
+def test_the_next_restore_begins_at_once_by_the_default_silence(store, clock, strategy):
+    plan = start(store, strategy=strategy)
+    row = make_row("hung", status="PAUSED", last_result={"training_iteration": 5})
+    if strategy == "per_trial":
+        leave_attempt(store, plan, "hung", row, result="paused", iteration=5)
+    else:
+        rows = [row, make_row("bad", status="PAUSED", last_result={"training_iteration": 3})]
+        leave_attempt(store, plan, layout.WHOLE_EXPERIMENT, *rows, result="paused", status="",
+                      final_trial_id="*")  # fmt: skip
+    store.put("train_hung/result.json", b"{}")  # by a restore
+    clock.now = SEVEN + timedelta(minutes=1)
+    commit_restore(store, "r1")
+    clock.now += timedelta(seconds=1)
+    options = PrepareOptions(choices=prepare_night(store).options.choices)
+    assert options.stale_after == DEFAULT_STALE_AFTER
+    prepared = prepare_restore(store, "r2", options)
+    assert {trial.trial_id for trial in prepared.plan.to_run} == {"bad", "hung"}
+    assert prepared.plan.pause_at == ""
+
+
 def test_a_trial_that_failed_before_the_end_has_failed(store, clock):
     plan = start(store)
     leave_attempt(store, plan, "bad", result="failed")
@@ -186,7 +208,8 @@ def test_a_runner_that_was_ended_after_the_end_has_not_failed(store, clock):
     clock.now = SEVEN + timedelta(minutes=1)
     with pytest.raises(RestorePausedError, match=ENDED):
         raise record_death(store, plan, request, -9, ["killed"])
-    assert read_failures(store, "r1", "bad") == ()
+    assert read_failures(store, "r1", "bad", plan.pause_at) == ()
+    assert len(read_failures(store, "r1", "bad")) == 1  # the same, in a restore without a window
     assert [change.trial_id for change in commit_restore(store, "r1").failed] == []
 
 
