@@ -206,14 +206,19 @@ class SweepRun:
 
 
 def sweep_options(given: Any, recipes: Recipes) -> PrepareOptions:
-    """Return how the experiment of a sweep is restored, from the arguments of its operator."""
+    """Return how the experiment of a sweep is restored, from the arguments of its operator.
+
+    With the trials that failed, those are resumed that `fail_fast` ended because of them.
+    """
     options = continued_search_options(
         *(given.stale_after, given.param_space, given.search_alg),
         *(given.ignore_tuner, given.trust_name, recipes),
     )
+    resume_errored = parse_bool("resume_errored", given.resume_errored)
     flags = ResumeFlags.from_flags(
         resume_unfinished=parse_bool("resume_unfinished", given.resume_unfinished),
-        resume_errored=parse_bool("resume_errored", given.resume_errored),
+        resume_errored=resume_errored,
+        resume_cut_short=resume_errored,
     )
     choices: PlanChoices = replace(
         options.choices, flags=flags, strategy=Strategy.WHOLE_EXPERIMENT.value
@@ -311,10 +316,15 @@ def look_at(store: ObjectStore) -> ExperimentReport | None:
 def _describe_left(store: ObjectStore) -> str:
     """Name the trials that did not finish, and count the samples that were never drawn."""
     experiment = read_experiment(store)
-    left = [t for t in experiment.trials if t.status is not TrialStatus.TERMINATED]
+    cut_short = {trial.trial_id for trial in experiment.stopped_by_fail_fast}
+    left = {
+        trial.trial_id: "cut short by fail_fast" if trial.trial_id in cut_short else trial.status
+        for trial in experiment.trials
+        if trial.trial_id in cut_short or trial.status is not TrialStatus.TERMINATED
+    }
     parts = []
     if left:
-        named = first_of([f"{trial.trial_id} ({trial.status})" for trial in left])
+        named = first_of([f"{trial_id} ({how})" for trial_id, how in left.items()])
         done = share(len(experiment.trials) - len(left), len(experiment.trials), "trial")
         parts.append(f"{done} finished, and {len(left)} did not: {named}")
     if experiment.samples_left:

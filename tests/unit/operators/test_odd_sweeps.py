@@ -1,0 +1,49 @@
+"""Sweeps that end in odd ways, and odd places of them."""
+
+import pytest
+
+from airflow_tune_restore.operators.run_tune_sweep import RunTuneSweepOperator
+from airflow_tune_restore.restore.plan import read_plan
+from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.version_compat import AirflowException, AirflowFailException
+from tests.support.airflow.context import make_context
+from tests.support.experiments.built import make_experiment, make_row
+from tests.support.records import leave_outcome
+
+BAD = make_row("bad", status="ERROR", last_result={"training_iteration": 2})
+
+
+@pytest.fixture
+def place(tmp_path):
+    return tmp_path / "sweeps" / "exp"
+
+
+def run(place, try_number=1, **arguments):
+    given = {"entrypoint": "python sweep.py", "trainable": "a:b", **arguments}
+    operator = RunTuneSweepOperator(task_id="sweep", experiment=str(place), **given)
+    return operator.execute(make_context(try_number=try_number, max_tries=3))
+
+
+def test_trials_that_fail_fast_cut_short_are_restored_with_the_one_that_failed(place, launcher):
+    cut = make_row("cut", last_result={"training_iteration": 3, "done": False})
+
+    def fail_fast(request):
+        rows, state = [BAD, cut], {"_fail_fast": True, "_has_errored": True}
+        make_experiment(place, rows, total_samples=2, live=["cut"], **state)
+        leave_outcome(open_store(str(place)), request, "finished")
+
+    launcher.on_start = fail_fast
+    left = r"0 of 2 trials finished, and 2 did not: bad \(ERROR\); cut \(cut short by fail_fast\)"
+    with pytest.raises(AirflowException, match=left):
+        run(place)
+    planned = []
+
+    def restore(request):
+        planned.append(request.restore_id)
+        leave_outcome(open_store(str(place)), request, "interrupted", error="stopped")
+
+    launcher.on_start = restore
+    with pytest.raises(AirflowException, match="stopped"):
+        run(place, 2)
+    plan = read_plan(open_store(str(place)), planned[0])
+    assert [trial.trial_id for trial in plan.to_run] == ["bad", "cut"]
