@@ -16,6 +16,7 @@ from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.protocol import lease, window
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.only import WORDS, Only
+from airflow_tune_restore.storage.location import Location
 
 RESUME_FLAGS = ("resume_unfinished", "resume_errored", "restart_errored", "resume_cut_short")
 """The arguments of `ResumeFlags.from_flags`."""
@@ -184,6 +185,21 @@ def parse_entrypoint(name: str, value: Any) -> str:
             f"{name}={value!r} is not a command line, such as 'python sweep.py'. Nothing was started."
         )
     return value
+
+
+def check_new_place(name: str, value: Any) -> None:
+    """Refuse a place for a new experiment that lacks its name.
+
+    A template that rendered to nothing leaves the directory of all sweeps, or a bucket.
+    """
+    text = parse_text(value) or ""
+    place = Location.parse(text)
+    if text.endswith("/") or not place.name or not place.path:
+        raise InvalidInputError(
+            f"{name}={value!r} does not end in the name of an experiment, so nothing was started. Give "
+            "the directory that the sweep makes, without a slash at its end. Does its template end in "
+            "a Param or a Variable that is empty?"
+        )
 
 
 def parse_trainable(name: str, value: Any) -> Any:

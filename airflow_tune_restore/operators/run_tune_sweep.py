@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow.sdk import Context
 
-from airflow_tune_restore.arguments import parse_entrypoint, parse_limit
+from airflow_tune_restore.arguments import check_new_place, parse_entrypoint, parse_limit
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.operators import run_tune_sweep_steps as steps
@@ -107,6 +107,7 @@ class RunTuneSweepOperator(AttemptOperator):
         with self._committing(context), self.errors_of(context):
             self.parse_runner_user()  # refused before anything is leased
             parse_entrypoint("entrypoint", self.entrypoint)
+            check_new_place("experiment", self.experiment)
             run = self._begin(context)
             task = run.next_task()
             if task is None:

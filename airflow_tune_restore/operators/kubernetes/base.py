@@ -209,7 +209,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
             TaskDeferred: If the triggerer waits for the pod.
             PodLostError: If the pod was lost.
             InvalidInputError: If its second, larger pod was too small again.
-        RestorePausedError: If it did not start, and the window of the restore has ended.
+            RestorePausedError: If it did not start, and the window of the restore has ended.
         """
         try:
             return self._run_attempt(context, task, event)

@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow.sdk import Context
 
-from airflow_tune_restore.arguments import parse_entrypoint
+from airflow_tune_restore.arguments import check_new_place, parse_entrypoint
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.operators import run_tune_sweep_steps as steps
 from airflow_tune_restore.operators.attempt_task import AttemptTask
@@ -83,6 +83,7 @@ class RunTuneSweepKubernetesOperator(RunnerPodOperator):
     def run_task(self, context: Context, event: dict[str, Any] | None) -> dict[str, Any]:
         """Run the script, attach to it, or restore what it left; with an event, continue."""
         parse_entrypoint("entrypoint", self.entrypoint)
+        check_new_place("experiment", self.experiment)
         experiment = self.open_experiment()
         running = steps.find_running(context, experiment.store) if event is not None else None
         if running is not None:

@@ -20,7 +20,8 @@ def place(tmp_path):
 
 def run(place, try_number=1, **arguments):
     given = {"entrypoint": "python sweep.py", "trainable": "a:b", **arguments}
-    operator = RunTuneSweepOperator(task_id="sweep", experiment=str(place), **given)
+    operator = RunTuneSweepOperator(task_id="sweep", experiment="{{ place }}", **given)
+    operator.experiment = str(place)  # as Airflow renders it
     return operator.execute(make_context(try_number=try_number, max_tries=3))
 
 
@@ -47,3 +48,15 @@ def test_trials_that_fail_fast_cut_short_are_restored_with_the_one_that_failed(p
         run(place, 2)
     plan = read_plan(open_store(str(place)), planned[0])
     assert [trial.trial_id for trial in plan.to_run] == ["bad", "cut"]
+
+
+@pytest.mark.parametrize(
+    "rendered", ["", " ", "None", "/", "s3://bucket", "s3://bucket/", "s3://c@b/sweeps/", "/sweeps/ "]
+)
+def test_a_template_that_renders_to_nothing_makes_no_experiment_of_the_place_above(
+    rendered, launcher
+):
+    for options in ({}, {"launcher": "kubernetes", "image": "i"}):
+        with pytest.raises(AirflowFailException, match="does not end in the name of an experiment"):
+            run(rendered, **options)
+    assert launcher.requests == []

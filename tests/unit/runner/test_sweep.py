@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,7 +22,7 @@ from airflow_tune_restore.protocol.request import (
 )
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.sweep import start_sweep
-from airflow_tune_restore.runner.script import Script
+from airflow_tune_restore.runner.script import Script, script_environment
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
@@ -181,3 +182,11 @@ def test_a_script_that_was_killed_before_it_started_does_not_start(tmp_path):
     script.start()
     assert script.wait() is None
     assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize(
+    ("experiment", "place"), [("/exp", "/"), ("/a/exp", "/a"), ("s3://b/exp", "s3://b")]
+)
+def test_a_script_finds_the_place_above_its_experiment(experiment, place):
+    found = script_environment(SimpleNamespace(experiment=experiment, address=None), os.environ)
+    assert (found["TUNE_RESTORE_STORAGE_PATH"], found["TUNE_RESTORE_NAME"]) == (place, "exp")
