@@ -27,6 +27,9 @@ GRACE_SECONDS = 60.0
 
 KILL_SECONDS = 10.0
 POLL_SECONDS = 0.5
+OUTPUT_SECONDS = 5.0
+"""How long after a runner's exit its output may take to be read: 64 KiB are left in the pipe at most."""
+
 BACKLOG_LINES = 10_000
 """Most lines of a runner that wait for a reader."""
 
@@ -55,6 +58,7 @@ class RunnerProcess:
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
         # an event, not the thread's end: a Ctrl-C in Thread.join makes it forget that it waits (3.11)
         self._exited = threading.Event()
+        self._drained = threading.Event()
         threading.Thread(target=self._drain, name="runner-output", daemon=True).start()
         threading.Thread(target=self._clean_up, name="runner-exit", daemon=True).start()
 
@@ -142,6 +146,7 @@ class RunnerProcess:
             while line := output.readline(_LONGEST_READ):  # type: ignore[union-attr]
                 self._keep(line.rstrip("\n"))
         self._waiting.put(None)
+        self._drained.set()
 
     def _keep(self, line: str) -> None:
         """Keep a line for the reader; if too many wait, drop the oldest."""
@@ -167,6 +172,9 @@ class RunnerProcess:
             remove_home(self._home)
         finally:
             self._exited.set()
+        if not self._drained.wait(OUTPUT_SECONDS):
+            # a daemon that it started, in a session of its own, holds the pipe, maybe for ever
+            self._waiting.put(None)
 
 
 def remove_home(home: Path) -> None:

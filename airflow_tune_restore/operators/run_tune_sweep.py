@@ -50,7 +50,7 @@ class RunTuneSweepOperator(AttemptOperator):
         trainable: What the script trains, as `package.module:attribute` or a name registered with Tune,
             or a mapping. It is needed to restore, and checked before the script is started. (templated)
         resume_unfinished, resume_errored: Which trials a retry restores, as in `Tuner.restore`; both by
-            default. (templated)
+            default. With failed ones, those that `fail_fast` cut short. (templated)
         stale_after: Silence after which an experiment counts as dead that another process has made;
             timedelta or seconds. (templated)
         launcher: `local`, `ray` or `kubernetes`. For pods, this class makes a

@@ -142,7 +142,9 @@ def script_environment(request: RunnerRequest, environment: "os._Environ[str]") 
     env = {name: value for name, value in environment.items() if name not in _OF_RUNNERS}
     location = Location.parse(request.experiment)
     env["TUNE_RESTORE_EXPERIMENT"] = request.experiment
-    env["TUNE_RESTORE_STORAGE_PATH"] = str(location.parent) or "/"  # of a path in the root directory
+    env["TUNE_RESTORE_STORAGE_PATH"] = (
+        str(location.parent) or "/"
+    )  # of a path in the root directory
     env["TUNE_RESTORE_NAME"] = location.name
     directory = str(Path(sys.executable).parent)  # not resolved: that of a virtual environment
     env["PATH"] = os.pathsep.join(filter(None, [directory, env.get("PATH", os.defpath)]))

@@ -51,7 +51,8 @@ def test_trials_that_fail_fast_cut_short_are_restored_with_the_one_that_failed(p
 
 
 @pytest.mark.parametrize(
-    "rendered", ["", " ", "None", "/", "s3://bucket", "s3://bucket/", "s3://c@b/sweeps/", "/sweeps/ "]
+    "rendered",
+    ["", " ", "None", "/", "s3://bucket", "s3://bucket/", "s3://c@b/sweeps/", "/sweeps/ "],
 )
 def test_a_template_that_renders_to_nothing_makes_no_experiment_of_the_place_above(
     rendered, launcher

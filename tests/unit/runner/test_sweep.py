@@ -121,6 +121,28 @@ def test_processes_that_the_script_leaves_behind_are_ended(running):
     assert stands_still(sweep)
 
 
+def test_a_daemon_that_holds_the_output_does_not_hold_the_task(running, tmp_path):
+    """As a server that the script has started: it has a session of its own, and no parent any more."""
+    daemon = tmp_path / "daemon.py"
+    daemon.write_text(
+        "import os, time\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    if os.fork() == 0:\n"
+        "        open('daemon.pid', 'w').write(str(os.getpid()))\n"
+        "        open('tick', 'w').close()\n"
+        "        time.sleep(3600)\n"
+        "    os._exit(0)\n"
+    )
+    sweep = running("python daemon.py; while [ ! -e tick ]; do sleep 0.05; done; echo ends")
+    process = sweep.start()
+    try:
+        code, _, output = sweep.ended(process)
+        assert (code, "ends" in output) == (EXIT_FINISHED, True), output
+    finally:
+        os.kill(int((tmp_path / "daemon.pid").read_text()), signal.SIGKILL)
+
+
 def test_a_script_whose_worker_has_died_is_stopped_and_may_save(running, tmp_path):
     sweep = running(SAVES)
     code = (
