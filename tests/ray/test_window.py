@@ -7,7 +7,7 @@ from airflow_tune_restore.protocol.request import EXIT_FINISHED, EXIT_PAUSED
 from tests.support.ray.real_restore import TRAINABLE_ENV, Restoring
 
 EVERY = [1, 2, 3, 4, 5, 6]
-SECONDS = 10
+SECONDS = 12
 """Long enough for most machines to reach iteration 4. Whatever was reached, it must be kept."""
 
 
@@ -20,13 +20,14 @@ def test_a_trial_in_the_middle_of_a_long_iteration_is_paused_and_loses_nothing(c
     restoring = Restoring(copied("errored"), "errored", env=gate.env)
     ran = restoring.run(pause_at=in_seconds(SECONDS))
     assert ran.code == EXIT_PAUSED, ran.output
-    assert "Pausing: the window of this restore has ended: saving a snapshot." in ran.output
     assert (ran.outcome.result, ran.outcome.error_type) == ("paused", "Paused")
-    trial, _ = restoring.snapshot()
-    assert trial["status"] in ("PAUSED", "PENDING")  # pending if the machine was very slow
+    assert "did not stop in time" not in ran.output
     reached = ran.outcome.iteration
-    assert [seen.iteration for seen in ran.progress][-1:] in ([reached], [])
-    assert restoring.iterations() == EVERY[:reached]
+    if ran.progress:  # else the machine was too slow for that
+        assert "Pausing: the window of this restore has ended: saving a snapshot." in ran.output
+        assert restoring.snapshot()[0]["status"] == "PAUSED"
+        assert ran.progress[-1].iteration == reached
+        assert restoring.iterations() == EVERY[:reached]
 
     gate.open()
     ran = restoring.run()
