@@ -101,7 +101,6 @@ def test_what_waits_is_in_the_table_the_totals_and_the_last_line(tmp_path, capfd
         "trials_paused": 0,
         "waiting_experiments": 2,
         "waiting_trials": 6,
-        "trials_paused": 0,
     }
     assert [line["outcome"] for line in pushed["experiments"]] == [
         "restored",
