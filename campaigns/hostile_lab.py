@@ -44,6 +44,8 @@ RESTORE_ID = "r1"
 ALL = ResumeFlags(finished=ResumeType.SKIP, unfinished=ResumeType.RESUME, errored=ResumeType.RESUME)
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
 LONG_AGO = NOW - timedelta(days=2)
+FAR_AWAY = NOW + timedelta(days=30000)
+"""The end of the window of each night: a record may give another one."""
 
 LONGEST_WAIT_SECONDS = 20 * 60.0
 """The longest that all waiting for one hostile experiment may take together."""
@@ -254,7 +256,9 @@ def golden_objects() -> Objects:
 def night_options(strategy: str = "per_trial", **choices: Any) -> PrepareOptions:
     """Return what the nights of this campaign are told: the drivers are known to be dead."""
     return PrepareOptions(
-        choices=PlanChoices(flags=ALL, strategy=strategy, **choices), stale_after=timedelta(0)
+        choices=PlanChoices(flags=ALL, strategy=strategy, **choices),
+        stale_after=timedelta(0),
+        pause_at=FAR_AWAY,
     )
 
 

@@ -25,7 +25,7 @@ from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.only import Only
 from airflow_tune_restore.restore.shown_rows import MAX_ROWS
 
-_UNITS = {"h": 3600, "m": 60, "s": 1}
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
 
 def _parse_span(seconds: str | timedelta) -> timedelta:
@@ -326,8 +326,14 @@ def _parse_length(text: str | timedelta) -> timedelta:
     """Parse a duration: `3h`, `90m`, or seconds."""
     if isinstance(text, timedelta):
         return text
-    unit = _UNITS.get(text[-1:])
-    return _parse_limit(text) if unit is None else _parse_limit(text[:-1]) * unit
+    number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1.0)
+    try:
+        length = timedelta(seconds=float(number) * unit)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"{text} is not a duration, as 3h, 90m, or seconds.") from None
+    if length <= timedelta():
+        raise typer.BadParameter(f"{text} leaves no time.")
+    return length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

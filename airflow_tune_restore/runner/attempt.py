@@ -95,9 +95,7 @@ class Attempt:
             if self._context is not None:
                 self._context.close()
                 shutil.rmtree(self._context.staging, ignore_errors=True)
-        with self._recording:
-            self._record(ending)
-            self._is_recorded = True
+        self._record_once(ending)
         # last: Ray resets SIGTERM to its default action, and a second one may come at any time. Tune has
         # waited for the trial's actor to end (TuneController.cleanup, 2.60)
         _shut_down()
@@ -257,15 +255,20 @@ class Attempt:
             "This runner did not stop in time; it ends itself: %s.", ending.error or "done"
         )
         saved = self._context.saved_iteration if self._context is not None else None
-        # if the other thread hangs in the store while it records the outcome, nobody else can
-        if self._recording.acquire(timeout=window.GRACE_SECONDS) and not self._is_recorded:
-            try:
-                self._record(ending, iteration=saved)
-            except Exception as error:  # noqa: BLE001  whatever a store raises, the process must end
-                logger.warning("The outcome could not be recorded: %s", error)
+        # in another thread: a store may hang, and so may an import that the main thread hangs in
+        writer = threading.Thread(target=self._record_once, args=(ending, saved), daemon=True)
+        writer.start()
+        writer.join(window.GRACE_SECONDS)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(EXIT_CODES[ending.result])
+
+    def _record_once(self, ending: Ending, iteration: int | None = None) -> None:
+        """Write the outcome, unless another thread has. `iteration` is as for `_record`."""
+        with self._recording:
+            if not self._is_recorded:
+                self._record(ending, iteration=iteration)
+                self._is_recorded = True
 
     def _record(self, ending: Ending, *, iteration: int | None = None) -> None:
         """Write the outcome. `iteration` is the one that is saved, if the trial may have got further."""

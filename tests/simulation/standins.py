@@ -122,14 +122,6 @@ class Lock:
         self._is_held = False
         self._waiting: deque[Thread] = deque()
 
-    def acquire(self, timeout: float) -> bool:
-        if self._is_held:
-            Here.world.sleep(timeout)
-        if self._is_held:
-            return False
-        self._is_held = True
-        return True
-
     def __enter__(self) -> None:
         while self._is_held:
             self._waiting.append(Here.world.living())

@@ -78,7 +78,8 @@ def sample_request() -> dict[str, Any]:
             trainable_name="train", action="resume", checkpoint="checkpoint_000001", iteration=3,
             new_trial_id="new", param_space="m:space", imports=["m"], address="auto",
             resources={"CPU": 1.0, "memory": 1e9}, runtime_env={"pip": ["x"]}, search_alg="m:alg",
-            entrypoint="python sweep.py", nonce="n",
+            entrypoint="python sweep.py",
+            pause_at="2099-12-01T06:00:00+00:00", nonce="n",
         )
     )  # fmt: skip
 
