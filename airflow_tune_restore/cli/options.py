@@ -360,6 +360,4 @@ class WindowOptions:
 
     def end(self, now: datetime) -> datetime | None:
         """Return the end of a window that begins now (an aware time); None without one."""
-        zone = now.astimezone().tzinfo
-        assert zone is not None  # noqa: S101  it is aware
-        return end_of_window(now, zone, self.until, self.max_duration)
+        return end_of_window(now, None, self.until, self.max_duration)

@@ -5,6 +5,7 @@ use it inside Ray images.
 """
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, time, timedelta, tzinfo
 
 _TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?")
@@ -63,22 +64,24 @@ def parse_time_of_day(text: str) -> time:
 
 
 def end_of_window(
-    origin: datetime, timezone: tzinfo, until: time | None, max_duration: timedelta | None
+    origin: datetime, timezone: tzinfo | None, until: time | None, max_duration: timedelta | None
 ) -> datetime | None:
     """Return the end of a window (UTC); None for one without an end.
 
     It is `max_duration` after the origin, or the next time after the origin at which a clock in the time
-    zone shows `until`, whichever is earlier.
+    zone (None: that of this machine, with its changes) shows `until`, whichever is earlier. After the
+    year 9999 there is no end.
     """
     ends = []
-    if max_duration is not None:
-        ends.append(origin + max_duration)
-    if until is not None:
-        ends.append(_next_at(origin, timezone, until))
+    with suppress(OverflowError):
+        if until is not None:
+            ends.append(_next_at(origin, timezone, until))
+        if max_duration is not None:
+            ends.append(origin + max_duration)
     return min(ends, default=None)
 
 
-def _next_at(origin: datetime, timezone: tzinfo, until: time) -> datetime:
+def _next_at(origin: datetime, timezone: tzinfo | None, until: time) -> datetime:
     """Return the next moment at which a clock shows a time.
 
     A time that the clock skips in spring is as far behind the change as it is written; one that it shows

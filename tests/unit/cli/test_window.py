@@ -33,6 +33,32 @@ def test_the_end_is_the_next_such_time_or_so_long_from_now():
 
 
 @pytest.mark.parametrize(
+    ("evening", "morning"),
+    [
+        ("2026-10-24T22:00+02:00", "2026-10-25T07:00+01:00"),
+        ("2026-03-28T22:00+01:00", "2026-03-29T07:00+02:00"),
+    ],
+)
+def test_the_clock_of_this_machine_changes_in_the_night(evening, morning, monkeypatch):
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        end = WindowOptions(until=time_of_day(7)).end(datetime.fromisoformat(evening))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert end == datetime.fromisoformat(morning)
+
+
+def test_a_window_beyond_all_years_has_no_end():
+    options = WindowOptions(max_duration=timedelta(days=365 * 9000))
+    assert options.end(NOW) is None
+    assert replace(options, until=time_of_day(7)).end(NOW) == WindowOptions(
+        until=time_of_day(7)
+    ).end(NOW)
+
+
+@pytest.mark.parametrize(
     ("option", "words"),
     [
         (("--until", "7 pm"), "7 pm is not a time of day, as 07:00"),
