@@ -32,6 +32,10 @@ _NOT_SHOWN = "it was not approved: the preview did not show it"
 _NOT_STARTED = (
     "it was shown for approval and not started: no yes was given, or the plan task failed"
 )
+_OTHER_WORK = (
+    "its state is the same, but other trials, iterations or samples would run now: an option, a "
+    "checkpoint or its quarantine has changed"
+)
 _HELD_BACK = "it is held back, because what was approved together with it has changed"
 
 
@@ -145,9 +149,7 @@ class Approval:
             if not item.is_of(restore.plan.base):
                 return _describe_change(item, restore.plan.base)
             if item.work and item.work != _digest_work(restore):
-                return (
-                    "its state is the same, but other trials, iterations or samples would run now"
-                )
+                return _OTHER_WORK
             return ""
 
         changes = {text: change for text, change in batch.map(compare, places) if change}
@@ -156,10 +158,17 @@ class Approval:
         for text in self.items.keys() & batch.places.keys():
             batch.withdraw(text, changes.get(text, _HELD_BACK))
         count = counted(len(changes), "experiment")
+        nothing = "Nothing was started, and no lease was taken"
+        if started:
+            nothing = (
+                f"{counted(len(started), 'restore')} of an earlier try will be committed as it is"
+            )
+        named = first_of([f"{text}: {change}" for text, change in changes.items()])
+        wrote = " Find out what wrote there; its own driver may run again."
         raise AirflowFailException(
-            f"Not what was approved any more: {count}. Nothing was started, and no lease was taken. "
-            f"{first_of([f'{text}: {change}' for text, change in changes.items()])}. Find out what wrote "
-            f"there; its own driver may run again. A yes counts only for what was shown: {next_step}"
+            f"Not what was approved any more: {count}. {nothing}. {named}."
+            f"{wrote if set(changes.values()) - {_OTHER_WORK} else ''} "
+            f"A yes counts only for what was shown: {next_step}"
         )
 
 

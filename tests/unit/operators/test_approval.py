@@ -124,6 +124,19 @@ def test_a_retry_that_is_refused_has_its_own_restores_committed(two):
     started, refused = pushed["outcomes"]
     assert (started["outcome"], refused["outcome"]) == ("restored", "refused")
     assert started["restore_id"]
+    with pytest.raises(AirflowFailException) as caught:
+        plan(two, shown).execute(make_context(try_number=2))
+    assert "1 restore of an earlier try will be committed as it is" in str(caught.value)
+    assert "Nothing was started" not in str(caught.value)
+
+
+def test_an_option_that_has_changed_is_not_blamed_on_a_driver(errored):
+    shown = show([errored])
+    with pytest.raises(
+        AirflowFailException, match="an option, a checkpoint or its quarantine has"
+    ) as caught:
+        plan([errored], shown, trials=["a1"]).execute(make_context())
+    assert "Find out what wrote there" not in str(caught.value)
 
 
 def test_after_its_commit_a_cleared_plan_needs_a_new_yes(errored):
