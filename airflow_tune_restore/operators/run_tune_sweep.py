@@ -144,7 +144,11 @@ class RunTuneSweepOperator(AttemptOperator):
 
     def runner_settings(self) -> RunnerSettings:
         """Return the settings of the runner, with the script that it runs first."""
-        return replace(super().runner_settings(), entrypoint=self.entrypoint)
+        return replace(
+            super().runner_settings(),
+            entrypoint=self.entrypoint,
+            checks=self.launcher == LauncherName.RAY and steps.has_one_trainable(self.trainable),
+        )
 
     def _begin(self, context: Context) -> steps.SweepRun:
         experiment = self._open()
@@ -168,7 +172,7 @@ class RunTuneSweepOperator(AttemptOperator):
             self.use_recipe(task.store, task.plan.trainable_name)
 
     def _check(self, experiment: OpenExperiment, prepared: PreparedRestore | None) -> None:
-        """Refuse a trainable that cannot be used or does not fit; the runner of a job checks its own.
+        """Refuse a trainable that cannot be used or does not fit; the runner of a job checks it there.
 
         Before the sweep begins, only a trainable for all experiments is known.
         """
@@ -177,7 +181,7 @@ class RunTuneSweepOperator(AttemptOperator):
         if prepared is not None:
             self.use_recipe(experiment.store, prepared.plan.trainable_name)
             request = build_check_request(self.runner_settings(), [prepared])
-        elif isinstance(self.trainable, str):
+        elif steps.has_one_trainable(self.trainable):
             settings = self.runner_settings()
             request = CheckRequest(
                 trainable=settings.trainable,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context
 
-from airflow_tune_restore.arguments import parse_bool
+from airflow_tune_restore.arguments import parse_bool, parse_trainable
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
     InvalidInputError,
@@ -203,6 +203,11 @@ class SweepRun:
 
     def _task(self, plan: RestorePlan) -> AttemptTask:
         return AttemptTask(self.experiment, plan, layout.WHOLE_EXPERIMENT, is_alone=True)
+
+
+def has_one_trainable(given: Any) -> bool:
+    """Whether one trainable is given for all experiments, which can be checked before a sweep begins."""
+    return isinstance(parse_trainable("trainable", given), str)
 
 
 def sweep_options(given: Any, recipes: Recipes) -> PrepareOptions:

@@ -40,6 +40,7 @@ class RunnerSettings:
         reports: Whether results are written to storage, too, because the runner's stdout is not read.
         sized: Whether the place is made as large as the attempt requests.
         entrypoint: Command line of the sweep's own script; only the run of a sweep gets it.
+        checks: Whether that run checks the trainable first, because nobody could before.
     """
 
     trainable: str
@@ -54,6 +55,7 @@ class RunnerSettings:
     reports: bool = False
     sized: bool = False
     entrypoint: str | None = None
+    checks: bool = False
 
 
 def plan_of_unit(store: ObjectStore, plan: RestorePlan, unit: str) -> RestorePlan:
@@ -145,7 +147,7 @@ def claim_attempt(
         restore_id=plan.restore_id,
         trial_id=unit,
         attempt=0,
-        trainable="" if plan.is_sweep else settings.trainable,
+        trainable="" if plan.is_sweep and not settings.checks else settings.trainable,
         trainable_name=plan.trainable_name,
         fresh_budget=plan.choices.fresh_budget,
         trim_results=plan.choices.trim_results,

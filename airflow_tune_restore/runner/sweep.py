@@ -2,12 +2,16 @@
 
 import json
 import logging
+import subprocess
+import sys
 
 from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError, TooLargeError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
 from airflow_tune_restore.protocol.kept_lease import HeldStore
-from airflow_tune_restore.protocol.request import Result, RunnerRequest
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.request import EXIT_REFUSED, Result, RunnerRequest
 from airflow_tune_restore.runner.heartbeat import Heartbeat
 from airflow_tune_restore.runner.outcome import INTERRUPTED, Ending, build_outcome, now
 from airflow_tune_restore.runner.script import Script, describe_exit
@@ -65,6 +69,8 @@ class Sweep:
                 why = f"it has the state {state}, so it is restored and never started again"
                 logger.warning("The script is not started: %s.", why)
                 return Ending(Result.INTERRUPTED, INTERRUPTED, why)
+            if (refusal := self._check_trainable()) is not None:
+                return refusal
             self._heartbeat.mark_running()
             self._script.start()
             exit_code = self._script.wait()
@@ -78,6 +84,39 @@ class Sweep:
         if exit_code:
             return Ending(Result.FAILED, error=describe_exit(exit_code))
         return Ending(Result.FINISHED)
+
+    def _check_trainable(self) -> Ending | None:
+        """Return the end of a sweep whose trainable cannot be used here; a later restore needs it.
+
+        In another process: this one does not import Ray.
+        """
+        request = self._request
+        if not request.trainable:
+            return None
+        command = ["--trainable", request.trainable]
+        command += [f"--import={module}" for module in request.imports]
+        command += ["--param-space", request.param_space] if request.param_space else []
+        timeout = DEFAULT_CHECK_TIMEOUT.total_seconds()
+        try:
+            done = subprocess.run(  # noqa: S603  the arguments are those of the task
+                [sys.executable, "-m", "airflow_tune_restore.runner", "check", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            why = f"the check of its trainable took longer than {timeout:.0f} s"
+            return Ending(Result.INTERRUPTED, type(error).__name__, why)
+        if done.returncode == 0:
+            return None
+        output = printable(done.stdout.decode(errors="replace").strip(), NOTE_LENGTH)
+        why = output.rpartition("error: ")[2]
+        logger.error("The script is not started: %s", why)
+        if done.returncode == EXIT_REFUSED:
+            return Ending(Result.REFUSED, InvalidInputError.__name__, why)
+        return Ending(Result.INTERRUPTED, INTERRUPTED, f"the check of its trainable ended: {why}")
 
     def _find_state(self) -> str:
         """Return the name of a state that holds a trial, or that cannot be read; "" without one."""

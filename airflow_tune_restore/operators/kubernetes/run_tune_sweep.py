@@ -96,7 +96,7 @@ class RunTuneSweepKubernetesOperator(RunnerPodOperator):
                 experiment=experiment,
                 options=steps.sweep_options(self, self.parse_recipes()),
                 is_alive=lambda task: self.attempt_pods(task).find_attempt().alive is not None,
-                check_trainable=lambda _prepared: None,  # the image has the code
+                check_trainable=lambda _prepared: None,  # its runner does: the image has the code
                 log=self.log,
             )
             next_task = run.next_task()
@@ -110,4 +110,8 @@ class RunTuneSweepKubernetesOperator(RunnerPodOperator):
 
     def runner_settings(self) -> RunnerSettings:
         """Return the settings of the runner, with the script that it runs first."""
-        return replace(super().runner_settings(), entrypoint=self.entrypoint)
+        return replace(
+            super().runner_settings(),
+            entrypoint=self.entrypoint,
+            checks=steps.has_one_trainable(self.trainable),
+        )

@@ -2,6 +2,7 @@
 
 import pytest
 
+from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.operators.run_tune_sweep import RunTuneSweepOperator
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
@@ -61,3 +62,29 @@ def test_a_template_that_renders_to_nothing_makes_no_experiment_of_the_place_abo
         with pytest.raises(AirflowFailException, match="does not end in the name of an experiment"):
             run(rendered, **options)
     assert launcher.requests == []
+
+
+def test_a_mapping_that_a_template_renders_to_text_is_no_trainable_to_check(place, launcher):
+    launcher.refusal = InvalidInputError("it was checked")
+
+    def finish(request):
+        make_experiment(place, [make_row("a")])
+        leave_outcome(open_store(str(place)), request, "finished")
+
+    launcher.on_start = finish
+    operator = RunTuneSweepOperator(
+        task_id="sweep", entrypoint="x", experiment=str(place), trainable="{{ params.x }}"
+    )
+    operator.trainable = "{'train': 'a:b'}"
+    assert operator.execute(make_context())["trials_run"] == 1
+    assert launcher.checked == []
+
+
+@pytest.mark.parametrize(
+    ("trainable", "checks"), [("a:b", True), ({"train": "a:b"}, False), ("{'t': 'a:b'}", False)]
+)
+def test_where_the_worker_has_no_code_the_runner_checks_the_trainable(trainable, checks):
+    given = {"task_id": "sweep", "entrypoint": "x", "experiment": "/x/exp", "trainable": trainable}
+    for launcher in ({"launcher": "ray"}, {"launcher": "kubernetes", "image": "i"}):
+        assert RunTuneSweepOperator(**given, **launcher).runner_settings().checks is checks
+    assert RunTuneSweepOperator(**given).runner_settings().checks is False

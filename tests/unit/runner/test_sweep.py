@@ -19,6 +19,7 @@ from airflow_tune_restore.protocol.request import (
     EXIT_FENCED,
     EXIT_FINISHED,
     EXIT_INTERRUPTED,
+    EXIT_REFUSED,
 )
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.sweep import start_sweep
@@ -35,12 +36,14 @@ SAVES = "trap 'echo saved > saved; exit 0' INT; " + WRITES
 class Running:
     """A sweep whose script runs in a directory of its own."""
 
-    def __init__(self, directory, entrypoint, ttl_seconds=4.0):
+    def __init__(self, directory, entrypoint, ttl_seconds=4.0, **settings):
         self.directory = directory
         self.store = open_store(str(directory / "exp"))
         self.plan = start_sweep(self.store, "night", holder="test", ttl_seconds=ttl_seconds)
-        settings = RunnerSettings(trainable="a:b", entrypoint=f"cd {directory} && {entrypoint}")
-        self.request = claim_attempt(self.store, self.plan, layout.WHOLE_EXPERIMENT, settings)
+        given = {"trainable": "a:b", "entrypoint": f"cd {directory} && {entrypoint}", **settings}
+        self.request = claim_attempt(
+            self.store, self.plan, layout.WHOLE_EXPERIMENT, RunnerSettings(**given)
+        )
         self.launcher = LocalLauncher(pythonpath=[str(ROOT)])
 
     def start(self):
@@ -100,6 +103,23 @@ def test_it_gets_its_place_the_runners_python_and_the_signals_of_a_terminal(runn
     _, _, output = sweep.ended(sweep.launcher.start(sweep.request))
     place = f"{sys.executable} {tmp_path} exp set() default_int_handler False False"
     assert place in output
+
+
+@pytest.mark.parametrize(
+    ("trainable", "code", "words"),
+    [
+        ("tests.trainables:no_such", EXIT_REFUSED, "no_such"),
+        ("tests.trainables:counting", EXIT_FINISHED, ""),
+    ],
+)
+def test_a_runner_that_has_the_code_checks_the_trainable_before_the_script(
+    running, trainable, code, words
+):
+    sweep = running("touch tick", trainable=trainable, checks=True)
+    ended, outcome, output = sweep.ended(sweep.launcher.start(sweep.request))
+    assert ended == code, output
+    assert words in outcome.error
+    assert (sweep.directory / "tick").exists() == (code == EXIT_FINISHED)
 
 
 def test_a_stopped_script_gets_one_sigint_and_may_save(running):
