@@ -319,7 +319,7 @@ def _parse_time(text: str | time) -> time:
     try:
         return parse_time_of_day(text)
     except ValueError:
-        raise typer.BadParameter(f"{text} is not a time of day, as 07:00.") from None
+        raise typer.BadParameter(f"{text} is not a time of day, such as 07:00.") from None
 
 
 def _parse_length(text: str | timedelta) -> timedelta:
@@ -327,7 +327,12 @@ def _parse_length(text: str | timedelta) -> timedelta:
     if isinstance(text, timedelta):
         return text
     unit = _UNITS.get(text[-1:])
-    return _parse_limit(text) if unit is None else _parse_limit(text[:-1]) * unit
+    number = text if unit is None else text[:-1]
+    try:
+        float(number)
+    except ValueError:
+        raise typer.BadParameter(f"{text} is not a duration, such as 3h, 90m or 5400.") from None
+    return _parse_limit(number) * (unit or 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,11 +35,11 @@ def test_the_end_is_the_next_such_time_or_so_long_from_now():
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        (("--until", "7 pm"), "7 pm is not a time of day, as 07:00"),
+        (("--until", "7 pm"), "7 pm is not a time of day, such as 07:00"),
         (("--until", "25:00"), "25:00 is not a time of day"),
-        (("--max-duration", "3x"), "3x is not a number of seconds"),
+        (("--max-duration", "3x"), "3x is not a duration, such as 3h, 90m or 5400"),
         (("--max-duration", "0h"), "leaves no time"),
-        (("--max-duration", "h"), "is not a number of seconds"),
+        (("--max-duration", "h"), "h is not a duration"),
     ],
 )
 def test_what_is_no_time_is_refused(tune_restore, tmp_path, option, words):
