@@ -69,8 +69,8 @@ def end_of_window(
     """Return the end of a window (UTC); None for one without an end.
 
     It is `max_duration` after the origin, or the next time after the origin at which a clock in the time
-    zone (None: that of this machine, with its changes) shows `until`, whichever is earlier. After the
-    year 9999 there is no end.
+    zone (None: that of this machine, with its changes) shows `until`, whichever is earlier. One after the
+    year 9999 counts as none.
     """
     ends = []
     with suppress(OverflowError):
