@@ -201,8 +201,8 @@ class PrepareRestoresOperator(RecipeOperator):
         window = Window.of(context, self.until, self.max_duration)
         if window.end is not None:
             self.log.info(
-                "The window of this DAG run ends at %s. From then on nothing is started, and what runs is "
-                "paused.",
+                "The window of this DAG run ends at %s. From then on nothing is started, and what "
+                "runs is paused.",
                 window,
             )
         options = replace(self._options(), pause_at=window.end)
