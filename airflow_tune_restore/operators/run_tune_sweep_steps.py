@@ -136,7 +136,7 @@ class SweepRun:
 
     def report_finished(self) -> dict[str, Any]:
         """Log that an earlier try of the task has finished the sweep, and return what it returns."""
-        self.log.info("An earlier try of this task has finished the sweep.")
+        self.log.info("The sweep has finished already. Nothing was started.")
         return report_sweep(self.experiment, self.log)
 
     def _restore(self, sweep: OwnSweep, *, has_own: bool) -> AttemptTask | None:
