@@ -102,7 +102,9 @@ def parse_time_of_day(name: str, value: Any) -> time | None:
     try:
         return window.parse_time_of_day(str(value))
     except ValueError:
-        raise InvalidInputError(f"{name}={value!r} is not a time of day, as '07:00'.") from None
+        raise InvalidInputError(
+            f"{name}={value!r} is not a time of day, such as '07:00'."
+        ) from None
 
 
 def parse_optional_limit(name: str, value: Any) -> timedelta | None:

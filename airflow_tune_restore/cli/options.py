@@ -319,7 +319,7 @@ def _parse_time(text: str | time) -> time:
     try:
         return parse_time_of_day(text)
     except ValueError:
-        raise typer.BadParameter(f"{text} is not a time of day, as 07:00.") from None
+        raise typer.BadParameter(f"{text} is not a time of day, such as 07:00.") from None
 
 
 def _parse_length(text: str | timedelta) -> timedelta:
@@ -330,7 +330,7 @@ def _parse_length(text: str | timedelta) -> timedelta:
     try:
         length = timedelta(seconds=float(number) * unit)
     except (ValueError, OverflowError):
-        raise typer.BadParameter(f"{text} is not a duration, as 3h, 90m, or seconds.") from None
+        raise typer.BadParameter(f"{text} is not a duration, such as 3h, 90m or 5400.") from None
     if length <= timedelta():
         raise typer.BadParameter(f"{text} leaves no time.")
     return length

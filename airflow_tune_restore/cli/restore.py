@@ -19,7 +19,7 @@ from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.check import CheckAnswer
 from airflow_tune_restore.protocol.kept_lease import keep_lease
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
-from airflow_tune_restore.protocol.window import is_over
+from airflow_tune_restore.protocol.window import describe_end, is_over
 from airflow_tune_restore.restore.check_request import build_check_request
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.commit import commit_restore
@@ -203,6 +203,8 @@ class _Restore:
             return settled
         work = counted(len(plan.to_run), "trial") + " to run"
         work += ", samples to draw" * plan.continues_search
+        if plan.pause_at:
+            work += f"; what runs is paused at {describe_end(plan.pause_at)}"
         self._progress.say(f"Restore {plan.restore_id}: {work}.")
         with keep_lease(self._store, plan.restore_id):
             settings, parallel = self._settings, self._parallel

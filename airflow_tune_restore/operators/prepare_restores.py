@@ -199,6 +199,12 @@ class PrepareRestoresOperator(RecipeOperator):
         experiments = unpack(self.experiments)
         hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
         window = Window.of(context, self.until, self.max_duration)
+        if window.end is not None:
+            self.log.info(
+                "The window of this DAG run ends at %s. From then on nothing is started, and what "
+                "runs is paused.",
+                window,
+            )
         options = replace(self._options(), pause_at=window.end)
         max_trials = arguments.parse_count("max_trials", self.max_trials)
         runner_account(self._user(), self.launcher)

@@ -168,7 +168,7 @@ class SweepRun:
             raise RunnerRefusedError(
                 f"{self.store.uri} has finished before this task ran ({report.reason}). Nothing was "
                 "started. Give each DAG run a directory of its own, for example "
-                "'…/sweep_{{ ts_nodash }}'"
+                "'…/sweep_{{ dag_run.run_after | ts_nodash }}'"
             )
         if sweep.last is not None and not self._has_restored():
             records = AttemptRecords(self.store, sweep.last, layout.WHOLE_EXPERIMENT)

@@ -61,9 +61,9 @@ def test_a_window_beyond_all_years_has_no_end():
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        (("--until", "7 pm"), "7 pm is not a time of day, as 07:00"),
+        (("--until", "7 pm"), "7 pm is not a time of day, such as 07:00"),
         (("--until", "25:00"), "25:00 is not a time of day"),
-        (("--max-duration", "3x"), "3x is not a duration, as 3h, 90m, or seconds"),
+        (("--max-duration", "3x"), "3x is not a duration, such as 3h, 90m or 5400"),
         (("--max-duration", "0h"), "leaves no time"),
         (("--max-duration", "h"), "h is not a duration"),
     ],

@@ -222,7 +222,7 @@ def test_the_window_counts_from_the_first_run(line, clock, window, hours, starts
 def test_a_template_that_renders_to_no_time_of_day_starts_nothing(line, rendered):
     operator = RepeatRunOperator(task_id="repeat", totals=totals(), until="{{ var.value.until }}")
     operator.until = rendered
-    with pytest.raises(AirflowFailException, match="is not a time of day, as '07:00'"):
+    with pytest.raises(AirflowFailException, match="is not a time of day, such as '07:00'"):
         operator.execute(context())
     assert line.sent == []
 
