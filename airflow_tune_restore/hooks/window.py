@@ -78,11 +78,15 @@ class Repetition:
             return first
         try:
             origin = datetime.fromisoformat(found["origin"])
-        except ValueError:  # a user has named it
+            is_first = origin.tzinfo is not None and origin <= first.origin
+            # else a user has named it, who must not move the end of its window
+            return (
+                cls(origin=origin.astimezone(UTC), number=int(found["number"]))
+                if is_first
+                else first
+            )
+        except (ValueError, OverflowError):
             return first
-        if origin.tzinfo is None:
-            return first
-        return cls(origin=origin.astimezone(UTC), number=int(found["number"]))
 
     def next_run_id(self) -> str:
         """Return the id of the DAG run after it: the same whenever it is asked for."""

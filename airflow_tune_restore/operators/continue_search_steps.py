@@ -178,11 +178,11 @@ def raise_unless_ended(plan: RestorePlan, outcome: RunnerOutcome) -> None:
             raise paused_error(plan, layout.WHOLE_EXPERIMENT)
         case Result.INTERRUPTED:
             raise RunnerError(
-                f"The search of {plan.experiment} was stopped in attempt {outcome.attempt}, with its "
+                f"The run of {plan.experiment} was stopped in attempt {outcome.attempt}, with its "
                 f"snapshot saved: {cause}"
             )
         case Result.REFUSED | Result.FENCED:
-            raise RunnerRefusedError(f"The search of {plan.experiment} was not continued: {cause}")
+            raise RunnerRefusedError(f"The run of {plan.experiment} was not continued: {cause}")
 
 
 def report_commit(

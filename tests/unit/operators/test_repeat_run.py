@@ -261,6 +261,8 @@ def test_an_id_leads_back_to_the_first_run():
         "tune_restore_repeat__2026-03-01T03:05:06Z__0",
         "tune_restore_repeat__2026-03-01T03:05:06Z__9999999",
         "x tune_restore_repeat__2026-03-01T03:05:06Z__1",
+        "tune_restore_repeat__9999-12-31T00:00:00Z__1",  # so that its window would never end
+        "tune_restore_repeat__0001-01-01T00:00:00+14:00__1",
     ],
 )
 def test_a_run_that_a_user_has_named_is_a_first_one(run_id):
