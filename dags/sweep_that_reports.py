@@ -22,7 +22,7 @@ STORAGE_PATH = (
     os.environ.get("TUNE_RESTORE_PREFIX")
     or Path(tempfile.gettempdir(), "tune_restore_example").as_posix()
 )
-EXPERIMENT = "{{ params.storage_path }}/sweep_{{ dag_run.run_after | ts_nodash }}"
+EXPERIMENT = "{{ params.storage_path }}/sweep_that_reports_{{ dag_run.run_after | ts_nodash }}"
 
 with DAG(
     "sweep_that_reports",

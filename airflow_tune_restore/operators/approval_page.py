@@ -9,6 +9,7 @@ from airflow_tune_restore.protocol.printable import counted, share
 from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.protocol.resources import describe
 from airflow_tune_restore.restore.estimate import Effort, Estimate, Hours, estimate, total
+from airflow_tune_restore.restore.history import History
 from airflow_tune_restore.restore.markdown import NOTHING, code, table
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.restore.prepared import PreparedRestore
@@ -139,7 +140,11 @@ def _left(others: Sequence[OutcomeXCom]) -> list[str]:
 def _trials(draft: _Draft) -> list[str]:
     plan = draft.plan
     shown = plan.to_run[:_MAX_TRIALS]
-    rows = [_row(trial, draft.estimate.trials[trial.trial_id]) for trial in shown]
+    failures = plan.failures or {}
+    rows = [
+        _row(trial, draft.estimate.trials[trial.trial_id], failures.get(trial.trial_id))
+        for trial in shown
+    ]
     samples = draft.estimate.samples
     if samples is not None:
         resources = describe(draft.restore.course.sample_resources)
@@ -189,16 +194,27 @@ def _how(draft: _Draft) -> str:
     return ". ".join(text[0].upper() + text[1:] for text in sentences) + "."
 
 
-def _row(trial: TrialPlan, effort: Effort) -> tuple[str, ...]:
+def _row(trial: TrialPlan, effort: Effort, history: History | None) -> tuple[str, ...]:
     values = ", ".join(f"{name}={text}" for name, text in trial.parameters.items())
     return (
         code(trial.trial_id, _ID),
         code(values, _PARAMETERS),
-        str(trial.status) + (" (starts over)" if trial.new_trial_id else ""),
+        _status(trial, history),
         _iterations(effort),
         code(describe(trial.resources) if trial.resources else "unknown"),
         *_cells(effort.hours),
     )
+
+
+def _status(trial: TrialPlan, history: History | None) -> str:
+    """Return its status, and why it failed in earlier restores: it may fail again."""
+    status = str(trial.status) + (" (starts over)" if trial.new_trial_id else "")
+    if history is None or not history.failures:
+        return status
+    last = history.failures[-1]
+    why = f"{last.type or last.cause}: {last.message}, at {last.place}".removesuffix(", at ")
+    number = counted(len(history.failures), "failed restore attempt")
+    return f"{status}; {number}, the last by {code(why, _REASON)}"
 
 
 def _iterations(effort: Effort) -> str:

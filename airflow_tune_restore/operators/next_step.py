@@ -66,4 +66,4 @@ def _describe_wait(operator: "BaseOperator", given: timedelta | None) -> str:
     or_more = " or more" if given is None and operator.retry_exponential_backoff else ""
     if wait < _LONG:
         return f"in {wait.total_seconds():.0f} s{or_more}"
-    return f"in {wait / _MINUTE:.0f} min{or_more}"
+    return f"in {round(wait / _MINUTE, 1):g} min{or_more}"

@@ -160,7 +160,7 @@ class SweepRun:
         return self._task(plan)
 
     def _refuse_unless_done(self, sweep: OwnSweep, why: str, *, has_own: bool) -> None:
-        """Raise, unless nothing is to do because this task has done it."""
+        """Raise, unless nothing is to do because this task or another restore has done it."""
         report = look_at(self.store)
         if report is None or report.health is not Health.FINISHED:
             raise RunnerRefusedError(f"{self.store.uri} cannot be finished by a restore: {why}")
@@ -170,7 +170,10 @@ class SweepRun:
                 "started. Give each DAG run a directory of its own, for example "
                 "'…/sweep_{{ dag_run.run_after | ts_nodash }}'"
             )
-        if sweep.last is not None and not self._has_restored():
+        was_restored = (
+            layout.is_committed_state(report.state_file or "") or self._was_written_since()
+        )
+        if sweep.last is not None and not was_restored:
             records = AttemptRecords(self.store, sweep.last, layout.WHOLE_EXPERIMENT)
             outcome = records.outcome_or_interrupted()
             if outcome is not None and outcome.result == Result.FAILED:

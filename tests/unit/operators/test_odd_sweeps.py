@@ -4,11 +4,12 @@ import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.operators.run_tune_sweep import RunTuneSweepOperator
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.version_compat import AirflowException, AirflowFailException
 from tests.support.airflow.context import make_context
-from tests.support.experiments.built import make_experiment, make_row
+from tests.support.experiments.built import make_experiment, make_row, make_state
 from tests.support.records import leave_outcome
 
 BAD = make_row("bad", status="ERROR", last_result={"training_iteration": 2})
@@ -19,11 +20,11 @@ def place(tmp_path):
     return tmp_path / "sweeps" / "exp"
 
 
-def run(place, try_number=1, **arguments):
+def run(place, try_number=1, run_id="run-1", **arguments):
     given = {"entrypoint": "python sweep.py", "trainable": "a:b", **arguments}
     operator = RunTuneSweepOperator(task_id="sweep", experiment="{{ place }}", **given)
     operator.experiment = str(place)  # as Airflow renders it
-    return operator.execute(make_context(try_number=try_number, max_tries=3))
+    return operator.execute(make_context(run_id=run_id, try_number=try_number, max_tries=3))
 
 
 def test_trials_that_fail_fast_cut_short_are_restored_with_the_one_that_failed(place, launcher):
@@ -88,3 +89,25 @@ def test_where_the_worker_has_no_code_the_runner_checks_the_trainable(trainable,
     for launcher in ({"launcher": "ray"}, {"launcher": "kubernetes", "image": "i"}):
         assert RunTuneSweepOperator(**given, **launcher).runner_settings().checks is checks
     assert RunTuneSweepOperator(**given).runner_settings().checks is False
+
+
+def test_a_sweep_that_another_restore_has_finished_is_a_success(place, launcher):
+    def leave(request):
+        make_experiment(place, [BAD])
+        leave_outcome(open_store(str(place)), request, "failed", error="the exit code was 1")
+
+    launcher.on_start = leave
+    with pytest.raises(AirflowException, match=r"bad \(ERROR\)"):
+        run(place)
+
+    def heal(request):
+        store = open_store(str(place))
+        healed = make_row("bad", last_result={"training_iteration": 4, "done": True})
+        key = layout.snapshot_key(request.restore_id, request.trial_id, request.attempt)
+        store.put(key, make_state([healed]))
+        leave_outcome(store, request, "finished")
+
+    launcher.on_start = heal
+    run(place, run_id="another", stale_after=0)
+    launcher.on_start = None
+    assert run(place, 2)["failed"] == []

@@ -5,6 +5,7 @@ import json
 import pytest
 from markdown_it import MarkdownIt
 
+from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.hooks import xcom_size
 from airflow_tune_restore.hooks.xcom_size import MAX_XCOM_BYTES, unpack
 from airflow_tune_restore.operators.approval import ApprovedXCom, approved_to_xcom
@@ -12,6 +13,9 @@ from airflow_tune_restore.operators.approval_page import MAX_PAGE_BYTES, describ
 from airflow_tune_restore.operators.preview_restore import PreviewRestoreOperator
 from airflow_tune_restore.protocol.check import CheckAnswer, Problem
 from airflow_tune_restore.restore.estimate import Hours
+from airflow_tune_restore.restore.history import FailedAttempt, History
+from airflow_tune_restore.restore.ledger import Ledger, write_ledger
+from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
 from tests.support.airflow.states import FAILED, RETRIED, SKIPPED, SUCCESS, run
 from tests.support.experiments.built import make_experiment, make_row
@@ -59,6 +63,24 @@ def test_it_shows_what_will_run_and_writes_nothing(tmp_path):
     assert "| `a1` | - | ERROR | 0 → 10 | `CPU 1` | 0 | 10 |" in body
     assert "| 2 new samples | - | not drawn yet | 0 → 10 | `CPU 1` | 0 | 20 |" in body
     assert "1 of 2 trials to run, in a run of its own. Drafted from `experiment_state-" in body
+
+
+def test_it_shows_why_a_trial_failed_in_earlier_restores(errored):
+    failed = FailedAttempt(
+        restore_id="r",
+        attempt=1,
+        cause="trainable",
+        type="ValueError",
+        message="lr 0.3 diverged",
+        place="project/training.py:16 in train",
+        iteration=2,
+    )
+    trial_id = read_base(open_store(str(errored))).state.trials[0].trial_id
+    ledger = Ledger(trials={trial_id: History(failures=(failed,))})
+    write_ledger(open_store(str(errored)), ledger)
+    _, _, pushed = run(preview(errored))
+    why = "`ValueError: lr 0.3 diverged, at project/training.py:16 in train`"
+    assert f"| ERROR; 1 failed restore attempt, the last by {why} |" in pushed["body"]
 
 
 def test_it_shows_what_is_not_restored_and_why(errored, tmp_path):
