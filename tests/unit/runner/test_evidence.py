@@ -508,4 +508,11 @@ def test_a_runner_warns_of_one_parameter_that_the_code_does_not_take(teams, expe
 def test_generated_code_may_take_any_key(teams, experiment):
     branches = "".join(f"    elif config['lr'] == {n}: pass\n" for n in range(900))
     teams(team_a=f"def train(config):\n    if config['lr'] == 0: pass\n{branches}")
-    assert match(experiment({"foreign": 1}, constant={"lr": 1})) == (MatchedBy.NAME, "")
+    limit = (
+        sys.getrecursionlimit()
+    )  # Hypothesis raises it, and a test that is interrupted leaves it so
+    sys.setrecursionlimit(1000)
+    try:
+        assert match(experiment({"foreign": 1}, constant={"lr": 1})) == (MatchedBy.NAME, "")
+    finally:
+        sys.setrecursionlimit(limit)
