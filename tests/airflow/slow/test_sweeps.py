@@ -63,9 +63,10 @@ def test_as_ray_jobs_it_ends_as_one_that_nobody_killed(running, seaweed, gates, 
     assert ours == theirs
 
 
-def test_a_worker_that_is_killed_attaches_and_a_cleared_task_restores(
+def test_a_worker_that_is_killed_attaches_and_a_cleared_task_attaches_or_restores(
     running, seaweed, gates, cluster
 ):
+    """A cleared task runs again within a second: before its trigger has stopped the job, or after it."""
     sweep = DyingSweep(running, seaweed, gates, "ray", "cleared_on_ray")
     sweep.close(FIRST)
     with cluster.silenced():  # a task has a process until the head has taken its job
@@ -75,16 +76,22 @@ def test_a_worker_that_is_killed_attaches_and_a_cleared_task_restores(
     sweep.wait_before(FIRST)
     (job,) = jobs(cluster, sweep.name)
     running.eventually(lambda: "deferred" in running.states(sweep.dag_id, sweep.run_id)["sweep"])
+    tries = sweep.tries()
     body = {"dry_run": False, "task_ids": ["sweep"], "dag_run_id": sweep.run_id}
     body |= {"only_failed": False, "reset_dag_runs": True}
     running.call("POST", f"/api/v2/dags/{sweep.dag_id}/clearTaskInstances", body)
-    running.eventually(lambda: jobs(cluster, sweep.name)[0]["status"] == "STOPPED")
+    running.eventually(
+        lambda: sweep.tries() > tries or jobs(cluster, sweep.name)[0]["status"] == "STOPPED"
+    )
     sweep.open(FIRST)
     sweep.finish()
     first, *others = jobs(cluster, sweep.name)
-    assert (first["submission_id"], first["status"]) == (job["submission_id"], "STOPPED")
-    assert len(others) == 1
-    assert "attempt 1 of restore" in sweep.log()
+    assert first["submission_id"] == job["submission_id"]
+    if others:
+        assert [first["status"], len(others)] == ["STOPPED", 1]
+        assert "attempt 1 of restore" in sweep.log()
+    else:
+        assert first["status"] == "SUCCEEDED"
     (ours,) = result_tables(sweep)
     assert [row["status"] for row in ours] == ["TERMINATED"] * 2
 
