@@ -85,13 +85,9 @@ def test_a_worker_that_is_killed_attaches_and_a_cleared_task_attaches_or_restore
     )
     sweep.open(FIRST)
     sweep.finish()
-    first, *others = jobs(cluster, sweep.name)
+    first, *_ = found = jobs(cluster, sweep.name)
     assert first["submission_id"] == job["submission_id"]
-    if others:
-        assert [first["status"], len(others)] == ["STOPPED", 1]
-        assert "attempt 1 of restore" in sweep.log()
-    else:
-        assert first["status"] == "SUCCEEDED"
+    assert [each["status"] for each in found].count("SUCCEEDED") == 1
     (ours,) = result_tables(sweep)
     assert [row["status"] for row in ours] == ["TERMINATED"] * 2
 
