@@ -6,7 +6,6 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import TuneRestoreError
@@ -76,7 +75,7 @@ class TrialRuns:
             units.put(unit)
         count = min(self._parallel, units.qsize())
         workers: list[_Worker] = []
-        limit = self._stop_with_window()
+        limit = window.stop_at_last_moment(self._plan.pause_at, self._stop_runs)
         try:
             for _ in range(count):  # one by one: Ctrl-C may come before the last
                 workers.append(_in_background(self._run_next, units))
@@ -86,19 +85,10 @@ class TrialRuns:
         finally:
             limit.cancel()
 
-    def _stop_with_window(self) -> threading.Timer:
+    def _stop_runs(self) -> None:
         """Stop what has not ended by itself with the window: a job that waits, a runner that hangs."""
-
-        def stop_runs() -> None:
-            for unit, run in list(self._runs.items()):
-                self._stop(unit, run)
-
-        left = window.seconds_until(window.last_moment(self._plan.pause_at), datetime.now(UTC))
-        timer = threading.Timer(min(left or 0.0, threading.TIMEOUT_MAX), stop_runs)
-        timer.daemon = True
-        if left is not None:
-            timer.start()
-        return timer
+        for unit, run in list(self._runs.items()):
+            self._stop(unit, run)
 
     def _run_next(self, units: "queue.SimpleQueue[str]") -> None:
         """Run one unit after another. One that cannot be run keeps no other from running."""

@@ -9,7 +9,7 @@ from typing import Any, Self
 from airflow.sdk import Context
 
 from airflow_tune_restore import arguments
-from airflow_tune_restore.protocol.window import end_of_window
+from airflow_tune_restore.protocol.window import describe_end, end_of_window
 
 _RUN_ID = re.compile(r"tune_restore_repeat__(?P<origin>[^_]+)__(?P<number>[1-9][0-9]{0,5})")
 
@@ -49,7 +49,7 @@ class Window:
         return math.inf if self.end is None else max(0.0, (self.end - now()).total_seconds())
 
     def __str__(self) -> str:
-        return "no end" if self.end is None else f"{self.end:%Y-%m-%d %H:%M:%S} UTC"
+        return "no end" if self.end is None else describe_end(self.end.isoformat())
 
 
 def now() -> datetime:

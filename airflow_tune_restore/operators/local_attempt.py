@@ -1,10 +1,8 @@
 """Runs the attempts of a task as processes on the worker."""
 
-import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING
 
 from airflow.sdk import Context
@@ -91,7 +89,7 @@ class LocalAttempt:
                 *("run" if plan.is_sweep else "restore", plan.restore_id),
             )
             self._process = process = launcher.start(request)
-            limit = self._stop_with_window()
+            limit = window.stop_at_last_moment(plan.pause_at, self.stop)
             last: deque[str] = deque(maxlen=LAST_LINES)
             shown = RunnerLog(self._log, plan.metric, of_many=is_whole)
             try:
@@ -108,16 +106,6 @@ class LocalAttempt:
         if outcome is None:
             raise record_death(task.store, plan, request, exit_code, list(last))
         return outcome
-
-    def _stop_with_window(self) -> threading.Timer:
-        """Stop a runner that hangs, and does not end itself with the window of its restore."""
-        moment = window.last_moment(self._task.plan.pause_at)
-        left = window.seconds_until(moment, datetime.now(UTC))
-        timer = threading.Timer(min(left or 0.0, threading.TIMEOUT_MAX), self.stop)
-        timer.daemon = True
-        if left is not None:
-            timer.start()
-        return timer
 
     def _follow_shared_run(self) -> RunnerOutcome:
         """Attach to the whole-experiment run, or start it, until this trial has an outcome."""

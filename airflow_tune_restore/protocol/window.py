@@ -5,6 +5,8 @@ use it inside Ray images.
 """
 
 import re
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, time, timedelta, tzinfo
 
@@ -29,10 +31,10 @@ def parse_end(text: str) -> datetime | None:
         return None
 
 
-def is_over(text: str, now: datetime, *, seconds: float = 0.0) -> bool:
-    """Whether a recorded window has ended, or ended so many seconds ago."""
+def is_over(text: str, now: datetime) -> bool:
+    """Whether a recorded window has ended."""
     end = parse_end(text)
-    return end is not None and (now - end).total_seconds() >= seconds
+    return end is not None and now >= end
 
 
 def last_moment(text: str) -> datetime | None:
@@ -47,6 +49,19 @@ def last_moment(text: str) -> datetime | None:
 def seconds_until(moment: datetime | None, now: datetime) -> float | None:
     """Return the seconds until a moment, 0 after it; None for never."""
     return None if moment is None else max(0.0, (moment - now).total_seconds())
+
+
+def stop_at_last_moment(text: str, stop: Callable[[], None]) -> threading.Timer:
+    """Return a timer that stops what has not ended by itself with a window (`last_moment`).
+
+    Whoever follows the run cancels it at the end. Without a window it is not started.
+    """
+    left = seconds_until(last_moment(text), datetime.now(UTC))
+    timer = threading.Timer(min(left or 0.0, threading.TIMEOUT_MAX), stop)
+    timer.daemon = True
+    if left is not None:
+        timer.start()
+    return timer
 
 
 def describe_end(text: str) -> str:

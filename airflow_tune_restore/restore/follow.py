@@ -9,11 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from airflow_tune_restore.exceptions import (
-    KeyExistsError,
-    RecordUnreadableError,
-    StorageError,
-)
+from airflow_tune_restore.exceptions import KeyExistsError, RecordUnreadableError, StorageError
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.printable import printable
@@ -76,7 +72,7 @@ class Follower:
         Raises:
             StorageError: If the store was unreachable for `OUTAGE_SECONDS`.
             LeaseLostError: If no run is alive, and the restore has ended.
-        RestorePausedError: If no run is alive, and the window of the restore has ended.
+            RestorePausedError: If no run is alive, and the window of the restore has ended.
         """
         stopped = self._stopped_before()
         reached = self.monotonic()

@@ -3,11 +3,7 @@
 import signal
 from collections.abc import Sequence
 
-from airflow_tune_restore.exceptions import (
-    OvertakenError,
-    RunnerDiedError,
-    RunnerError,
-)
+from airflow_tune_restore.exceptions import OvertakenError, RunnerDiedError, RunnerError
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause, classify_exit

@@ -19,7 +19,6 @@ from airflow_tune_restore.launch.ray.job import ASKED_AGAIN, stop_attempt
 from airflow_tune_restore.launch.runner_log import RunnerLog
 from airflow_tune_restore.protocol import layout, window
 from airflow_tune_restore.protocol.attempts import AttemptId
-from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
 from airflow_tune_restore.triggers.ray_job_poller import JobPoller, JobWatch
@@ -128,7 +127,7 @@ class RayJobTrigger(KillableTrigger):
         await in_thread(self._stop)
 
     async def _wait(self, cluster: Cluster) -> dict[str, Any]:
-        shown = RunnerLog(self.log, self.metric, of_many=self.trial_id == WHOLE_EXPERIMENT)
+        shown = RunnerLog(self.log, self.metric, of_many=self.trial_id == layout.WHOLE_EXPERIMENT)
         job = JobWatch(
             submission_id=self.submission_id,
             interval=self.poll_interval,
