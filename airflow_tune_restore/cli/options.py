@@ -173,7 +173,8 @@ class PlanOptions:
     strategy: Annotated[
         str,
         typer.Option(
-            autocompletion=lambda: [AUTO, *Strategy], help="auto, per_trial or whole_experiment."
+            autocompletion=lambda: [AUTO, *Strategy],
+            help="auto, per_trial, shared_driver or whole_experiment.",
         ),
     ] = AUTO
     fresh_budget: Annotated[

@@ -90,7 +90,7 @@ def parse_row(trial: msgspec.Raw, metadata: msgspec.Raw, others: Collection[str]
 def _parse(trial: msgspec.Raw, metadata: msgspec.Raw) -> Trial:
     head = decode_text(trial, _HEAD)
     trial_id = head.trial_id
-    is_reserved = trial_id == layout.WHOLE_EXPERIMENT or trial_id.startswith(_UNREADABLE)
+    is_reserved = trial_id in layout.RUNS_OF_MANY or trial_id.startswith(_UNREADABLE)
     if is_reserved or not is_key_name(trial_id):
         raise MalformedStateError(f"trial id {trial_id[:80]!r} cannot be used")
     try:

@@ -54,6 +54,14 @@ INDEX = f"{ROOT}/index-v2.jsonl"
 WHOLE_EXPERIMENT = "*"
 """In the place of a trial id: the whole-experiment run. No trial may have this id."""
 
+SHARED_DRIVER = "**"
+"""In the place of a trial id: a driver that several trials share. No trial may have this id."""
+
+RUNS_OF_MANY = {WHOLE_EXPERIMENT: "whole", SHARED_DRIVER: "shared"}
+"""The units that are not one trial, with their directories in that of a restore."""
+
+_UNITS = {directory: unit for unit, directory in RUNS_OF_MANY.items()}
+
 KEPT = "kept"
 """In the place of the driver session in names of files that a runner saves."""
 
@@ -188,8 +196,8 @@ def trials_dir(restore_id: str) -> str:
 
 def trial_dir(restore_id: str, trial_id: str) -> str:
     """Return the restore's directory for one trial (not Ray's trial directory)."""
-    if trial_id == WHOLE_EXPERIMENT:
-        return f"{restore_dir(restore_id)}/whole"
+    if trial_id in RUNS_OF_MANY:
+        return f"{restore_dir(restore_id)}/{RUNS_OF_MANY[trial_id]}"
     return f"{trials_dir(restore_id)}/{segment(trial_id)}"
 
 
@@ -225,8 +233,8 @@ def attempt_of(path: str) -> tuple[str, int, str] | None:
     match path.split("/"):
         case ["trials", encoded, "attempts", number, name]:
             unit = unsegment(encoded)
-        case ["whole", "attempts", number, name]:
-            unit = WHOLE_EXPERIMENT
+        case [directory, "attempts", number, name] if directory in _UNITS:
+            unit = _UNITS[directory]
         case _:
             return None
     attempt = attempt_number(number)
@@ -241,6 +249,11 @@ def stops_dir(restore_id: str, attempt: int) -> str:
 def stop_key(restore_id: str, attempt: int, trial_id: str) -> str:
     """Return the key of a request to stop one trial of a whole-experiment run."""
     return f"{stops_dir(restore_id, attempt)}/{segment(trial_id)}.json"
+
+
+def desk_dir(restore_id: str) -> str:
+    """Return the directory in which trials are handed to a shared driver (`protocol.desk`)."""
+    return f"{trial_dir(restore_id, SHARED_DRIVER)}/desk"
 
 
 def searcher_dir(restore_id: str, attempt: int) -> str:

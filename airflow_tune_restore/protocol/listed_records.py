@@ -96,9 +96,7 @@ class RestoreRecords:
         """Yield unit, attempt and name of each record."""
         for entry in self._store.walk(layout.restore_dir(self.restore_id)):
             place = None if entry.is_dir else layout.attempt_of(entry.name)
-            if place is not None and (
-                is_safe_name(place[0]) or place[0] == layout.WHOLE_EXPERIMENT
-            ):
+            if place is not None and (is_safe_name(place[0]) or place[0] in layout.RUNS_OF_MANY):
                 yield place
 
 

@@ -46,7 +46,7 @@ class TrialAction(StrEnum):
     RESTART = "restart"
     TERMINATE = "terminate"
     DRAW = "draw"  # never in a plan: a sample that the searcher suggests during the restore
-    RUN = "run"  # only in the request of a whole-experiment run: the plan has the action of each trial
+    RUN = "run"  # only in the request of a run of many: the plan or the seed has the action of each trial
     SWEEP = "sweep"  # only in the request of a sweep's own script
 
 
@@ -60,7 +60,8 @@ class RunnerRequest(Record):
 
     Args:
         experiment: URI of the experiment directory; credentials come from the environment.
-        trial_id: Trial id in the plan; `layout.WHOLE_EXPERIMENT` for the whole-experiment run.
+        trial_id: Trial id in the plan; `layout.WHOLE_EXPERIMENT` for the whole-experiment run;
+            `layout.SHARED_DRIVER` for a shared driver.
         attempt: From 1; a runner that finds a higher one stops.
         trainable: `package.module:attribute`, or a name registered with Tune.
         trainable_name: The recorded name that the trainable must have.
@@ -86,6 +87,8 @@ class RunnerRequest(Record):
         state: Name of the state file that the plan was made from; "" if it had none, or in requests of
             older versions.
         entrypoint: Command line of a sweep's own script; None in all other requests.
+        is_shared: Whether a driver that other trials share runs it, and not a runner of its own.
+        concurrent: In the request of a shared driver: most trials at the same time; 0 for as many as fit.
         pause_at: When the window of the restore ends (ISO 8601): then the runner pauses. "" without one.
         nonce: Makes the bytes unique, so that the store can recognise a repeated create.
     """
@@ -116,6 +119,8 @@ class RunnerRequest(Record):
     state: StateName = ""
     entrypoint: str | None = None
     pause_at: Moment = ""
+    is_shared: bool = False
+    concurrent: Count = 0
     nonce: str = ""
     schema: Count = 1
 

@@ -17,7 +17,8 @@ DEFAULT_MAX_MEMORY_BYTES = 64.0 * 1024**3
 class Strategy(StrEnum):
     """How the trials are run."""
 
-    PER_TRIAL = "per_trial"
+    PER_TRIAL = "per_trial"  # each has a driver of its own
+    SHARED_DRIVER = "shared_driver"  # they share a driver, and stay independent
     WHOLE_EXPERIMENT = "whole_experiment"
 
 
@@ -33,8 +34,9 @@ class PlanChoices:
 
     Args:
         flags: Which trials are resumed or restarted.
-        strategy: `auto`, `per_trial` or `whole_experiment`. `per_trial` runs trials one by one even if
-            they depend on each other.
+        strategy: `auto`, `per_trial`, `shared_driver` or `whole_experiment`. `per_trial` runs trials one
+            by one even if they depend on each other. `shared_driver` lets trials share a driver that do
+            not, however long they run.
         fresh_budget: Whether resumed trials get their failure budget (`max_failures`) back. Ray does not
             give it back.
         trim_results: Whether result rows after the checkpoint are dropped before a trial resumes. Ray
@@ -58,7 +60,7 @@ class PlanChoices:
             twice as much each time.
 
     Raises:
-        InvalidInputError: If `strategy` is not one of the three, a trial has no id, or a number is out of
+        InvalidInputError: If `strategy` is not one of the four, a trial has no id, or a number is out of
             its bounds.
     """
 
@@ -77,9 +79,8 @@ class PlanChoices:
 
     def __post_init__(self) -> None:
         if self.strategy not in _STRATEGIES:
-            raise InvalidInputError(
-                f"strategy={self.strategy!r} is not one of 'auto', 'per_trial', 'whole_experiment'."
-            )
+            known = ", ".join(map(repr, map(str, _STRATEGIES)))
+            raise InvalidInputError(f"strategy={self.strategy!r} is not one of {known}.")
         object.__setattr__(self, "trials", tuple(dict.fromkeys(self.trials)))
         if not all(self.trials):
             raise InvalidInputError(

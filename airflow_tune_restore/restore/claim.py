@@ -41,6 +41,8 @@ class RunnerSettings:
         sized: Whether the place is made as large as the attempt requests.
         entrypoint: Command line of the sweep's own script; only the run of a sweep gets it.
         checks: Whether that run checks the trainable first, because nobody could before.
+        is_shared: Whether the attempt of a trial is handed to a shared driver.
+        at_once: Most trials that a shared driver runs at the same time; 0 for as many as fit.
     """
 
     trainable: str
@@ -56,6 +58,8 @@ class RunnerSettings:
     sized: bool = False
     entrypoint: str | None = None
     checks: bool = False
+    is_shared: bool = False
+    at_once: int = 0
 
 
 def plan_of_unit(store: ObjectStore, plan: RestorePlan, unit: str) -> RestorePlan:
@@ -80,13 +84,14 @@ def claim_next_attempt(
     """
     plan = plan_of_unit(store, plan, unit)
     memory = None
-    if unit != layout.WHOLE_EXPERIMENT:
+    is_trial = unit not in layout.RUNS_OF_MANY
+    if is_trial:
         memory = memory_to_ask(plan, unit, read_history(store, plan, unit))
     if memory is not None and settings.can_grow:
         log("An attempt ran out of memory: this one requests %.1f GiB.", memory / 1024**3)
     elif memory is not None:
         log("An attempt ran out of memory; a private Ray cannot get more of it.")
-    elif unit != layout.WHOLE_EXPERIMENT and "memory" not in plan.trial(unit).resources:
+    elif is_trial and "memory" not in plan.trial(unit).resources:
         memory = settings.memory  # recorded, so that a retry can request twice as much
     request = claim_attempt(
         store,
@@ -119,11 +124,11 @@ def claim_attempt(
 ) -> RunnerRequest:
     """Claim the next attempt of a unit and store its request at `layout.request_key`.
 
-    A unit is a trial id in the plan, or `layout.WHOLE_EXPERIMENT`: that run requests
-    `settings.concurrent` times as much as its largest trial. `attempt` is the one number to claim, by
-    default the next free one. `unstarted` is the newest attempt, if it was claimed and never started; it
-    is returned if a new claim would be the same. `memory` is the bytes to request, if that is more than
-    the trial requests by itself.
+    A unit is a trial id in the plan, `layout.SHARED_DRIVER`, or `layout.WHOLE_EXPERIMENT`: that run
+    requests `settings.concurrent` times as much as its largest trial. `attempt` is the one number to
+    claim, by default the next free one. `unstarted` is the newest attempt, if it was claimed and never
+    started; it is returned if a new claim would be the same. `memory` is the bytes to request, if that
+    is more than the trial requests by itself.
 
     Raises:
         KeyExistsError: If `attempt` is taken.
@@ -164,6 +169,8 @@ def claim_attempt(
         reports=settings.reports,
         sized=settings.sized,
         entrypoint=settings.entrypoint if plan.is_sweep else None,
+        is_shared=settings.is_shared and unit not in layout.RUNS_OF_MANY,
+        concurrent=settings.at_once if unit == layout.SHARED_DRIVER else 0,
         nonce=secrets.token_hex(8),
     )
     if unstarted is not None and unstarted == replace(
@@ -210,7 +217,7 @@ def _refuse_if_paused(store: ObjectStore, plan: RestorePlan, unit: str) -> None:
 
 def _read_action(plan: RestorePlan, unit: str) -> dict[str, Any]:
     """Return the fields of a request that the plan holds for one trial."""
-    if unit == layout.WHOLE_EXPERIMENT:
+    if unit in layout.RUNS_OF_MANY:
         return {"action": TrialAction.SWEEP if plan.is_sweep else TrialAction.RUN}
     trial = plan.trial(unit)
     names = ("action", "checkpoint", "iteration", "new_trial_id")
@@ -230,16 +237,16 @@ def read_resources(store: ObjectStore, plan: RestorePlan, unit: str) -> dict[str
     records = AttemptRecords(store, plan.restore_id, unit)
     outcomes = [records.outcome_or_interrupted(number) for number in reversed(records.numbers())]
     needed = [outcome.resources if outcome is not None else {} for outcome in outcomes]
-    is_whole = unit == layout.WHOLE_EXPERIMENT
+    is_trial = unit not in layout.RUNS_OF_MANY
     if len(needed) > 1 and needed[0] and needed[1]:
         raise InvalidInputError(
-            f"{'A trial' if is_whole else f'Trial {unit}'} of {plan.experiment} requested "
+            f"{f'Trial {unit}' if is_trial else 'A trial'} of {plan.experiment} requested "
             f"{describe(needed[1])} and got it, and then requested {describe(needed[0])}. Let its "
             "trainable request the same each time; then start a new restore (in a DAG, clear the task "
             "that makes the plan)."
         )
     if newest := next(filter(None, needed), None):
         return dict(newest)
-    if is_whole:
+    if not is_trial:
         return most_of(trial.resources for trial in plan.to_run) or {"CPU": 1.0}  # Ray's default
     return dict(plan.trial(unit).resources)

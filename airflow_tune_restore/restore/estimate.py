@@ -110,7 +110,7 @@ def read_course(experiment: Experiment, plan: RestorePlan) -> Course:
         if trial.row is None or trial.unusable:
             continue
         resources = resources or trial.resources
-        end = _end_by_criterion(trial.row.stopping_criterion())
+        end = end_by_criterion(trial.row.stopping_criterion())
         if end is not None:
             ends[trial.trial_id] = end
         if trial.trial_id in to_run and pace is not None:
@@ -183,7 +183,7 @@ def _pace(trial: Trial) -> float | None:
     return trial.last_interval or None
 
 
-def _end_by_criterion(criterion: Any) -> int | None:
+def end_by_criterion(criterion: Any) -> int | None:
     """Return the iteration at which a `stop` of Tune ends a trial (Trial.should_stop, 2.60)."""
     limit = criterion.get("training_iteration") if isinstance(criterion, dict) else None
     return math.ceil(limit) if is_amount(limit) and limit <= MAX_COUNT else None

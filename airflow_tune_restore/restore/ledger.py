@@ -21,7 +21,7 @@ from airflow_tune_restore.protocol.failures import Cause, classify_exit
 from airflow_tune_restore.protocol.listed_records import RestoreRecords
 from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.protocol.printable import printable
-from airflow_tune_restore.protocol.request import Result, RunnerExit, RunnerOutcome
+from airflow_tune_restore.protocol.request import Result, RunnerExit, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.history import KEPT, SAME_TWICE, FailedAttempt, History
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.record_json import Count, decode, encode
@@ -201,6 +201,8 @@ def _read_failure(records: AttemptRecords, attempt: int, pause_at: str) -> Faile
         )
     if outcome is not None and outcome.result != Result.INTERRUPTED:
         return None
+    if outcome is None and _was_shared(records, attempt):
+        return None  # another trial may have ended the driver: this one runs alone next, and counts then
     # an interrupted runner had time to save, but may have lost its node all the same
     end = records.exit(attempt, infer_from_heartbeat=outcome is None)
     if end is not None and _ended_with_window(end, pause_at):
@@ -225,7 +227,17 @@ def _ended_with_window(end: RunnerExit, pause_at: str) -> bool:
 
 
 def _requested_memory(records: AttemptRecords, attempt: int) -> float | None:
+    request = _request(records, attempt)
+    return request.resources.get("memory") if request is not None else None
+
+
+def _was_shared(records: AttemptRecords, attempt: int) -> bool:
+    request = _request(records, attempt)
+    return request is not None and request.is_shared
+
+
+def _request(records: AttemptRecords, attempt: int) -> RunnerRequest | None:
     try:
-        return records.request(attempt).resources.get("memory")
+        return records.request(attempt)
     except (KeyNotFoundError, RecordUnreadableError):
         return None

@@ -59,6 +59,7 @@ class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
         quarantined: Whether it is kept, and no flag would run it, because it failed too often.
         runs_with: The option that would run it; None if it is run, or if none of these would.
         parameters: The values of the parameters in which the trials differ, for people.
+        shares_driver: Whether it may share a driver with others (`restore.sharing`).
     """
 
     trial_id: str
@@ -73,6 +74,7 @@ class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: bool = False
     runs_with: RunOption | None = None
     parameters: dict[str, str] = {}
+    shares_driver: bool = False
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "reason", printable(self.reason, NOTE_LENGTH))
@@ -100,6 +102,7 @@ class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
             resources={},
             new_trial_id=None,
             runs_with=None,
+            shares_driver=False,
             reason=f"{self.status}, {reason}",
         )
 
@@ -342,7 +345,7 @@ def _check_names(plan: RestorePlan) -> None:
     for trial in plan.trials:
         ids += [trial.trial_id, trial.final_trial_id]
         segments += [trial.trial_dir, trial.checkpoint]
-    unsafe = [i for i in ids if not names.is_safe_name(i) or i == layout.WHOLE_EXPERIMENT]
+    unsafe = [i for i in ids if not names.is_safe_name(i) or i in layout.RUNS_OF_MANY]
     unsafe += [s for s in segments if s is not None and not names.is_segment(s)]
     if unsafe:
         raise ValueError(f"{unsafe[0][:80]!r} leads outside or cannot be a name")

@@ -355,8 +355,14 @@ def _choose_strategy(experiment: Experiment, choices: PlanChoices) -> tuple[Stra
             "some of them (trials, --trial) is refused; strategy='per_trial' (--strategy per_trial) "
             "restores them without the others."
         )
-    if wish in (AUTO, fitting):
-        return fitting, why
+    if wish == Strategy.SHARED_DRIVER and coupling:
+        raise InvalidInputError(
+            f"{experiment.uri} cannot be restored with strategy='shared_driver' (--strategy "
+            f"shared_driver): {coupling}, and trials that share a driver are not compared. Use "
+            "strategy='whole_experiment' or 'per_trial'."
+        )
+    if wish in (AUTO, Strategy.SHARED_DRIVER, fitting):
+        return fitting, why  # `restore.sharing` decides which independent trials share a driver
     if wish == Strategy.PER_TRIAL:
         why = f"{coupling}: alone, a trial is not compared with the others"
     return Strategy(wish), f"forced, although {why}"

@@ -44,6 +44,7 @@ from airflow_tune_restore.restore.planner import (
     find_trainable_name,
 )
 from airflow_tune_restore.restore.prepared import PreparedRestore, PrepareOptions
+from airflow_tune_restore.restore.sharing import share_driver
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.wrapped import ReadOnceStore
 
@@ -151,6 +152,7 @@ def _plan(
         failures={t.trial_id: known[t.trial_id] for t in plan.to_run if t.trial_id in known},
         pause_at=options.window_end,
     )
+    plan = share_driver(plan, experiment)
     plan = limit_tasks(plan, options.most_tasks)
     return PreparedRestore.of(store, experiment, plan, options)
 

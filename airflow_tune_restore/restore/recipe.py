@@ -94,7 +94,7 @@ class Recipe(
     restart_errored: bool | None = None
     resume_cut_short: bool | None = None
     resume_config: ResumeConfig | None = None
-    strategy: Literal["auto", "per_trial", "whole_experiment"] | None = None
+    strategy: Literal["auto", "per_trial", "shared_driver", "whole_experiment"] | None = None
     fresh_budget: bool | None = None
     trim_results: bool | None = None
     remember_scheduler: bool | None = None
