@@ -396,5 +396,7 @@ class RayClusterError(TuneRestoreError):
 
 
 def name_trial(trial_id: str) -> str:
-    """Return the words for one trial or for all trials (`layout.WHOLE_EXPERIMENT`) in a sentence."""
-    return "all trials" if trial_id == "*" else f"trial {trial_id}"
+    """Return the words for one trial or for many (`layout.RUNS_OF_MANY`) in a sentence."""
+    return {"*": "all trials", "**": "all trials that share a driver"}.get(
+        trial_id, f"trial {trial_id}"
+    )

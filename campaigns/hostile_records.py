@@ -70,14 +70,15 @@ FILES: dict[str, tuple[str, ...]] = {
     "trials_dir": (),
     "attempts_dir": (),
     "stops_dir": (),
+    "desk_dir": ("bad@000001.run.json",),
     "trial_dir": ("start-d.json",),
     "attempt_dir": (layout.callbacks_name(layout.KEPT),),
     "searcher_dir": (layout.numbered(1, f"searcher-state-{layout.KEPT}.pkl"),),
 }
 """What lies in each directory that `layout` can build and has no key of its own."""
 
-READ_BY_NOBODY: frozenset[str] = frozenset({"seed", "seed of all"})
-"""Nobody here: the runner hands seeds to Ray as they are."""
+READ_BY_NOBODY: frozenset[str] = frozenset({"seed", "seed of all", "desk_dir bad@000001.run.json"})
+"""Nobody here: the runner hands seeds to Ray as they are, and of the desk only names are read."""
 
 
 def _every_record() -> dict[str, str]:

@@ -174,7 +174,7 @@ class _Restore:
         store: ObjectStore,
         launcher: Launcher,
         settings: RunnerSettings,
-        parallel: int,
+        parallel: int | None,
         progress: Progress,
     ) -> None:
         self._store = store

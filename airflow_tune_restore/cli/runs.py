@@ -12,6 +12,8 @@ from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.launch.base import Launcher, Run, follow
 from airflow_tune_restore.protocol import layout, window
 from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.desk import Desk
+from airflow_tune_restore.protocol.listed_records import RestoreRecords
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.protocol.request import (
     Result,
@@ -25,7 +27,14 @@ from airflow_tune_restore.restore.ledger import explain
 from airflow_tune_restore.restore.paused import RestorePausedError
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.runner_death import record_death
+from airflow_tune_restore.restore.shared_driver import (
+    SHARED_ATTEMPT,
+    goes_on_alone,
+    hand_over,
+    record_lost,
+)
 from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.in_flight import for_each
 
 if TYPE_CHECKING:
     from airflow_tune_restore.cli.progress import Progress
@@ -34,7 +43,11 @@ logger = logging.getLogger(__name__)
 
 
 class TrialRuns:
-    """The trials of one restore, `parallel` of them at the same time; or its whole-experiment run."""
+    """The trials of one restore, or its whole-experiment run.
+
+    Trials that share a driver run first. `parallel` is how many run at the same time; None: in a shared
+    driver as many as its Ray fits, and others one by one.
+    """
 
     def __init__(
         self,
@@ -42,18 +55,19 @@ class TrialRuns:
         plan: RestorePlan,
         launcher: Launcher,
         settings: RunnerSettings,
-        parallel: int,
+        parallel: int | None,
         progress: "Progress",
     ) -> None:
         self._store = store
         self._plan = plan
         self._parts = {trial.trial_id: plan.part_of(trial) for trial in plan.to_run}
         self._launcher = launcher
+        self._parallel = parallel or 1
         if settings.sized:  # a pod for a whole-experiment run has room for so many trials
-            concurrent = min(parallel, len(plan.to_run) or parallel)
+            concurrent = min(self._parallel, len(plan.to_run) or self._parallel)
             settings = replace(settings, concurrent=concurrent)
-        self._settings = settings
-        self._parallel = parallel
+        self._settings = replace(settings, at_once=parallel or 0)
+        self._ended: set[str] = set()
         self._progress = progress
         self._requests: dict[str, RunnerRequest] = {}
         self._runs: dict[str, Run] = {}
@@ -70,13 +84,21 @@ class TrialRuns:
         Raises:
             KeyboardInterrupt: If the user does not wait.
         """
-        units: queue.SimpleQueue[str] = queue.SimpleQueue()
-        for unit in self._plan.units:
-            units.put(unit)
-        count = min(self._parallel, units.qsize())
+        # a pod is made for one trial
+        shared = [
+            t.trial_id for t in self._plan.to_run if t.shares_driver and not self._settings.sized
+        ]
         workers: list[_Worker] = []
         limit = window.stop_at_last_moment(self._plan.pause_at, self._stop_runs)
         try:
+            if shared:
+                workers.append(_in_background(self._run_shared, shared))
+                _wait_for(workers)
+            units: queue.SimpleQueue[str] = queue.SimpleQueue()
+            for unit in self._plan.units:
+                if unit not in self._ended:
+                    units.put(unit)
+            count = min(self._parallel, units.qsize())
             for _ in range(count):  # one by one: Ctrl-C may come before the last
                 workers.append(_in_background(self._run_next, units))
             _wait_for(workers)
@@ -101,6 +123,59 @@ class TrialRuns:
                 self._run(unit)
             self._requests.pop(unit, None)
             self._runs.pop(unit, None)
+
+    def _run_shared(self, trials: list[str]) -> None:
+        """Run trials in drivers that they share, one after another until none is left to begin.
+
+        A trial that was lost with its driver is not among the ended: it runs alone then.
+        """
+        left = trials
+        while left and not self._stopping.is_set():
+            handed = [
+                unit
+                for unit, is_there in zip(left, for_each(self._hand_over, left), strict=True)
+                if is_there
+            ]
+            self._ended.update(set(left) - set(handed))
+            Desk(self._store, self._plan.restore_id).close()
+            with self._errors_logged(layout.SHARED_DRIVER):
+                self._run_attempt(
+                    claim_next_attempt(
+                        *(self._store, self._plan, layout.SHARED_DRIVER, self._settings),
+                        log=self._logs(layout.SHARED_DRIVER),
+                    )
+                )
+            records = RestoreRecords(self._store, self._plan.restore_id)
+            left = [unit for unit in handed if not self._has_begun(records, unit)]
+            if left == handed:  # the next driver would end in the same way
+                self._ended.update(left)
+                break
+        self._requests.pop(layout.SHARED_DRIVER, None)
+        self._runs.pop(layout.SHARED_DRIVER, None)
+
+    def _hand_over(self, unit: str) -> bool:
+        with self._errors_logged(unit):
+            plan = self._parts[unit]
+            if hand_over(self._store, plan, unit, self._settings, log=self._logs(unit)) is not None:
+                self._progress.start(plan.trial(unit))
+                return True
+        return False
+
+    def _has_begun(self, records: RestoreRecords, unit: str) -> bool:
+        """Whether a driver has begun a trial. Show how it ended, unless it goes on alone."""
+        of_trial = records.of(unit)
+        outcome = of_trial.outcome(SHARED_ATTEMPT)
+        if outcome is None and not of_trial.has_begun(SHARED_ATTEMPT):
+            return False
+        if outcome is None:
+            record_lost(self._store, self._plan.restore_id, unit, "the driver that it shared died")
+        if self._stopping.is_set() or not goes_on_alone(outcome):
+            self._ended.add(unit)
+            self._progress.end(unit, outcome)
+        else:
+            how = "its driver died" if outcome is None else outcome.describe_error()
+            self._progress.say(f"{_name(unit)}: {how}. It runs alone now.")
+        return True
 
     def _run(self, unit: str) -> None:
         """Run a trial, or the whole experiment, to its end. Outcome records hold how it ended."""
@@ -176,7 +251,7 @@ class TrialRuns:
         if progress is not None:
             self._progress.advance(progress.trial_id, progress)
         else:
-            self._progress.say(line if unit == layout.WHOLE_EXPERIMENT else f"{unit} | {line}")
+            self._progress.say(line if unit in layout.RUNS_OF_MANY else f"{unit} | {line}")
 
     def _logs(self, unit: str) -> Callable[..., None]:
         return lambda text, *values: self._progress.say(f"{_name(unit)}: {text % values}")
@@ -197,7 +272,8 @@ def _log_error(unit: str, error: str) -> None:
 
 
 def _name(unit: str) -> str:
-    return "Whole-experiment run" if unit == layout.WHOLE_EXPERIMENT else f"Trial {unit}"
+    many = {layout.WHOLE_EXPERIMENT: "Whole-experiment run", layout.SHARED_DRIVER: "Shared driver"}
+    return many.get(unit) or f"Trial {unit}"
 
 
 class _Worker(threading.Thread):

@@ -63,12 +63,13 @@ class RunOptions(TrainableOptions):
     imports: Imports = None
     check_timeout: CheckTimeout = DEFAULT_CHECK_TIMEOUT
     parallel: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=1,
-            help="How many trials run at the same time. The pod of a whole-experiment run fits them.",
+            help="How many trials run at the same time. By default those that share a driver are as many "
+            "as its Ray fits, and others run one by one. The pod of a whole-experiment run fits so many.",
         ),
-    ] = 1
+    ] = None
 
 
 def parse_trainables(given: Iterable[str], patterns: Collection[str]) -> Recipes:

@@ -172,7 +172,7 @@ def memory_to_ask(plan: RestorePlan, trial_id: str, history: History) -> float |
     choices; never less than its own request. A release does not reset it. None if it never ran out of
     memory, or for a whole-experiment run, which has the whole machine.
     """
-    if trial_id == layout.WHOLE_EXPERIMENT:
+    if trial_id in layout.RUNS_OF_MANY:
         return None
     own = plan.trial(trial_id).resources.get("memory")
     short = [f for f in history.released + history.failures if f.cause == Cause.OUT_OF_MEMORY]

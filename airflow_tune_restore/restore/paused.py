@@ -25,7 +25,7 @@ class RestorePausedError(TuneRestoreError):
 
     def __str__(self) -> str:
         trial, kept = f"Trial {self.trial_id} of {self.experiment}", "what was saved"
-        if self.trial_id == layout.WHOLE_EXPERIMENT:
+        if self.trial_id in layout.RUNS_OF_MANY:
             paused = f"The run of {self.experiment} is not continued"
         elif self.iteration is None:
             paused = f"{trial} is not run any further"

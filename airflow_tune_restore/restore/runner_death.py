@@ -42,9 +42,9 @@ def record_death(
     if is_window_over(store, plan):
         return paused_error(plan, request.trial_id)
     if not was_started:
-        is_whole = request.trial_id == layout.WHOLE_EXPERIMENT
-        unit = "The whole-experiment run" if is_whole else f"Trial {request.trial_id}"
-        return RunnerError(f"{unit} of {plan.experiment} was not started: {' | '.join(last_lines)}")
+        return RunnerError(
+            f"{_name(request.trial_id)} of {plan.experiment} was not started: {' | '.join(last_lines)}"
+        )
     failure = classify_exit(exit_code, output)
     cause = failure.cause if failure is not None else Cause.UNKNOWN
     exited = "" if exit_code is None else f"{_describe_exit(exit_code)}; "
@@ -52,6 +52,14 @@ def record_death(
     reason = f"{exited}its last lines: {shown}"
     attempt = request.attempt
     return RunnerDiedError(plan.experiment, request.trial_id, reason, cause.value, attempt)
+
+
+def _name(unit: str) -> str:
+    many = {
+        layout.WHOLE_EXPERIMENT: "The whole-experiment run",
+        layout.SHARED_DRIVER: "The shared driver",
+    }
+    return many.get(unit) or f"Trial {unit}"
 
 
 def _describe_exit(exit_code: int) -> str:

@@ -14,7 +14,8 @@ from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.desk import Desk
-from airflow_tune_restore.protocol.request import RunnerRequest
+from airflow_tune_restore.protocol.failures import Cause
+from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
@@ -65,6 +66,16 @@ def is_left(records: AttemptRecords) -> bool:
         records.outcome_or_interrupted(SHARED_ATTEMPT) is not None
         or records.exit(SHARED_ATTEMPT) is not None
     )
+
+
+def goes_on_alone(outcome: RunnerOutcome | None) -> bool:
+    """Whether a trial that a driver has begun goes on by itself: it was lost, or stopped with the driver.
+
+    One that no node can hold has waited for a larger one; alone, it would wait again.
+    """
+    if outcome is None:
+        return True
+    return outcome.result is Result.INTERRUPTED and outcome.cause != Cause.NO_ROOM
 
 
 def record_lost(store: ObjectStore, restore_id: str, trial_id: str, message: str) -> bool:

@@ -149,8 +149,11 @@ def test_version_names_package_python_and_ray(tune_restore, monkeypatch):
     [
         ("tune-restore ", "scan plan restore release undo recipe"),
         ("tune-restore recipe ", "write show check"),
-        ("tune-restore recipe write x --strategy ", "auto per_trial whole_experiment"),
-        ("tune-restore plan x --strategy ", "auto per_trial whole_experiment"),
+        (
+            "tune-restore recipe write x --strategy ",
+            "auto per_trial shared_driver whole_experiment",
+        ),
+        ("tune-restore plan x --strategy ", "auto per_trial shared_driver whole_experiment"),
         ("tune-restore plan x --errored ", "skip resume restart"),
         ("tune-restore restore x --on ", "local ray kubernetes"),
         ("tune-restore plan x --restart", "--restart-errored"),
