@@ -397,6 +397,4 @@ class RayClusterError(TuneRestoreError):
 
 def name_trial(trial_id: str) -> str:
     """Return the words for one trial or for many (`layout.RUNS_OF_MANY`) in a sentence."""
-    return {"*": "all trials", "**": "all trials that share a driver"}.get(
-        trial_id, f"trial {trial_id}"
-    )
+    return {"*": "all trials", "**": "all that share a driver"}.get(trial_id, f"trial {trial_id}")

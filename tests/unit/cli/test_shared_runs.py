@@ -14,7 +14,7 @@ from airflow_tune_restore.restore.ledger import read_failures
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.records import beat, leave_outcome, start_night
-from tests.unit.cli.test_runs import FakeLauncher
+from tests.support.scripted_runs import FakeLauncher
 
 TRIALS = ("first", "second", "third")
 DRIVER = layout.SHARED_DRIVER
@@ -107,7 +107,7 @@ def test_after_the_death_of_a_driver_those_it_had_begun_run_alone(store, run_all
 
 def test_a_driver_that_begins_nothing_is_not_started_again(store, run_all, caplog):
     assert run_all(lambda *of: drive(store, *of, dies_after=0)) == [(DRIVER, 1)]
-    assert "all trials that share a driver" in caplog.text
+    assert "all that share a driver" in caplog.text
 
 
 def test_a_refused_driver_gives_its_reason_once(store, run_all, caplog):
