@@ -14,13 +14,28 @@ from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.desk import Desk
-from airflow_tune_restore.protocol.request import RunnerRequest
+from airflow_tune_restore.protocol.failures import Cause
+from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
 
 SHARED_ATTEMPT = 1
 """The attempt of a trial that a shared driver runs."""
+
+MOST_BROKEN = 3
+"""After so many drivers of a restore that broke off, the trials that none of them had begun run alone."""
+
+SHARED = (
+    "Trial %s of %s: attempt %d of restore %s, in a driver that several trials share. "
+    'strategy="per_trial" gives each trial a driver of its own.'
+)
+ELSEWHERE = (
+    "Shared driver %d has it. The results of this trial are shown here; what the driver prints is in the "
+    "log of the task that started it."
+)
+ALONE_AGAIN = "It had its attempt in a shared driver, so it has a driver of its own now."
+ALONE_NOW = "Trial %s goes on in a driver of its own: %s."
 
 
 def hand_over(
@@ -49,14 +64,23 @@ def hand_over(
             attempt=SHARED_ATTEMPT,
         )
     except KeyExistsError:
-        try:
-            request = records.request(SHARED_ATTEMPT)
-        except KeyNotFoundError:
+        shared = find_shared(records)
+        if shared is None:
             return None
-        if not request.is_shared or is_left(records):
-            return None
+        request = shared
     Desk(store, plan.restore_id).hand_over(trial_id, SHARED_ATTEMPT)
     return request
+
+
+def find_shared(records: AttemptRecords) -> RunnerRequest | None:
+    """Return the attempt of a trial that a shared driver runs, or will run; None if it runs alone."""
+    if records.newest() != SHARED_ATTEMPT:
+        return None
+    try:
+        request = records.request(SHARED_ATTEMPT)
+    except KeyNotFoundError:
+        return None
+    return request if request.is_shared and not is_left(records) else None
 
 
 def is_left(records: AttemptRecords) -> bool:
@@ -67,6 +91,14 @@ def is_left(records: AttemptRecords) -> bool:
     )
 
 
+def goes_on_alone(outcome: RunnerOutcome) -> bool:
+    """Whether a shared attempt ended because its driver was stopped, so that the trial runs on alone.
+
+    Its own task, if it was killed, does not ask.
+    """
+    return outcome.result == Result.INTERRUPTED and outcome.cause != Cause.NO_ROOM
+
+
 def record_lost(store: ObjectStore, restore_id: str, trial_id: str, message: str) -> bool:
     """Record that an attempt was lost with its driver. Return whether the driver had begun it."""
     records = AttemptRecords(store, restore_id, trial_id)
@@ -74,6 +106,25 @@ def record_lost(store: ObjectStore, restore_id: str, trial_id: str, message: str
     if has_begun and records.outcome_or_interrupted(SHARED_ATTEMPT) is None:
         records.record_exit(SHARED_ATTEMPT, None, message)
     return has_begun
+
+
+def leave_ended_driver(store: ObjectStore, restore_id: str, trial_id: str) -> str:
+    """Decide what a trial does whose driver has ended without an outcome of it, and record it.
+
+    Returns:
+        Why it runs alone from now on; "" if it waits on the desk for the next driver.
+    """
+    if record_lost(store, restore_id, trial_id, "its shared driver died"):
+        return "its shared driver died while it ran"
+    before = drivers(store, restore_id)
+    ends = [before.outcome_or_interrupted(number) for number in before.numbers()]
+    broken = [end for end in ends if end is None or end.result != Result.FINISHED]
+    if len(broken) < MOST_BROKEN:
+        return ""
+    why = f"{len(broken)} shared drivers broke off before they began it"
+    AttemptRecords(store, restore_id, trial_id).record_exit(SHARED_ATTEMPT, None, why)
+    Desk(store, restore_id).clear(trial_id, SHARED_ATTEMPT)
+    return why
 
 
 def drivers(store: ObjectStore, restore_id: str) -> AttemptRecords:
