@@ -147,7 +147,9 @@ class LocalAttempt:
         if not task.shares_driver:
             return None
         if os.environ.get(_POD_OF_EXECUTOR):
-            self._log.info("It has a driver of its own: a shared one would end with this task's pod.")
+            self._log.info(
+                "It has a driver of its own: a shared one would end with this task's pod."
+            )
             return None
         settings = self._settings()
         if hand_over(task.store, plan, trial_id, settings, log=self._log.info) is None:
@@ -183,9 +185,7 @@ class LocalAttempt:
         if self._was_stopped:
             if outcome is None:
                 reason = f"was stopped ({follower.alone_because})"
-                raise TrialStoppedError(
-                    task.plan.experiment, task.trial_id, reason, SHARED_ATTEMPT
-                )
+                raise TrialStoppedError(task.plan.experiment, task.trial_id, reason, SHARED_ATTEMPT)
             return outcome
         if outcome is not None and not goes_on_alone(outcome):
             return outcome

@@ -68,7 +68,7 @@ class Heartbeats:
 
 @dataclass
 class Reports:
-    """The reports of a trial, each returned once. `last` is the newest iteration; None before the first."""
+    """The reports of a trial, each returned once. `last` is the newest iteration; None if there is none."""
 
     records: AttemptRecords
     last: int | None = None

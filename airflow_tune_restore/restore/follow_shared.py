@@ -83,7 +83,9 @@ class SharedFollower:
         # a driver that died after it began the trial may have a living successor, which does not run it
         if is_over or (has_begun and quiet_seconds > QUIET_SECONDS):
             self.alone_because = leave_ended_driver(self.store, self.restore_id, self.trial_id)
-            if not self.alone_because:
+            if self.alone_because:
+                self.outcome = self._trial.outcome(SHARED_ATTEMPT)  # it lived after all
+            else:
                 self._start_next(newest + 1)
         return reports, bool(self.alone_because)
 

@@ -3,7 +3,12 @@
 import signal
 from collections.abc import Sequence
 
-from airflow_tune_restore.exceptions import OvertakenError, RunnerDiedError, RunnerError
+from airflow_tune_restore.exceptions import (
+    OvertakenError,
+    RunnerDiedError,
+    RunnerError,
+    name_trial,
+)
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause, classify_exit
@@ -42,8 +47,11 @@ def record_death(
     if is_window_over(store, plan):
         return paused_error(plan, request.trial_id)
     if not was_started:
-        is_whole = request.trial_id == layout.WHOLE_EXPERIMENT
-        unit = "The whole-experiment run" if is_whole else f"Trial {request.trial_id}"
+        whole = "The whole-experiment run"
+        unit = (
+            whole if request.trial_id == layout.WHOLE_EXPERIMENT else name_trial(request.trial_id)
+        )
+        unit = unit[0].upper() + unit[1:]
         return RunnerError(f"{unit} of {plan.experiment} was not started: {' | '.join(last_lines)}")
     failure = classify_exit(exit_code, output)
     cause = failure.cause if failure is not None else Cause.UNKNOWN
