@@ -68,7 +68,7 @@ class Heartbeats:
 
 @dataclass
 class Reports:
-    """The reports of a trial, each returned once. `last` is the newest iteration; None if there is none."""
+    """The reports of a trial, each returned once. `last` is the newest iteration, or None."""
 
     records: AttemptRecords
     last: int | None = None
