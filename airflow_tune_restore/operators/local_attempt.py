@@ -30,7 +30,7 @@ from airflow_tune_restore.restore.shared_driver import (
     ELSEWHERE,
     SHARED,
     SHARED_ATTEMPT,
-    goes_on_alone,
+    find_why_alone,
     hand_over,
 )
 
@@ -187,9 +187,10 @@ class LocalAttempt:
                 reason = f"was stopped ({follower.alone_because})"
                 raise TrialStoppedError(task.plan.experiment, task.trial_id, reason, SHARED_ATTEMPT)
             return outcome
-        if outcome is not None and not goes_on_alone(outcome):
+        on_cluster = parse_text(self._operator.ray_address) is not None
+        why = find_why_alone(outcome, on_cluster=on_cluster) if outcome else follower.alone_because
+        if not why:
             return outcome
-        why = follower.alone_because or "its shared driver was stopped"
         self._log.warning(ALONE_NOW, task.trial_id, why)
         return None
 

@@ -7,7 +7,7 @@
 3. The death of a driver is no failure of a trial: the ledger counts an attempt that ran alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError
@@ -19,6 +19,7 @@ from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerR
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.in_flight import for_each
 
 SHARED_ATTEMPT = 1
 """The attempt of a trial that a shared driver runs."""
@@ -53,6 +54,9 @@ def hand_over(
     """
     records = AttemptRecords(store, plan.restore_id, trial_id)
     if not plan.trial(trial_id).shares_driver or records.newest() > SHARED_ATTEMPT:
+        return None
+    before = drivers(store, plan.restore_id).numbers()[:-1]  # the newest may live
+    if not records.newest() and _count_broken(store, plan.restore_id, before) >= MOST_BROKEN:
         return None
     try:
         request = claim_next_attempt(
@@ -91,12 +95,15 @@ def is_left(records: AttemptRecords) -> bool:
     )
 
 
-def goes_on_alone(outcome: RunnerOutcome) -> bool:
-    """Whether a shared attempt ended because its driver was stopped, so that the trial runs on alone.
+def find_why_alone(outcome: RunnerOutcome, *, on_cluster: bool) -> str:
+    """Return why the trial of a shared attempt goes on alone; "" if the attempt ended by itself.
 
-    Its own task, if it was killed, does not ask.
+    It does if its driver was stopped or broke off, or if the private Ray of the driver had no room for
+    it. Its own task, if it was killed, does not ask.
     """
-    return outcome.result == Result.INTERRUPTED and outcome.cause != Cause.NO_ROOM
+    if outcome.result != Result.INTERRUPTED or (on_cluster and outcome.cause == Cause.NO_ROOM):
+        return ""
+    return outcome.describe_error() or "its shared driver was stopped"
 
 
 def record_lost(store: ObjectStore, restore_id: str, trial_id: str, message: str) -> bool:
@@ -116,15 +123,20 @@ def leave_ended_driver(store: ObjectStore, restore_id: str, trial_id: str) -> st
     """
     if record_lost(store, restore_id, trial_id, "its shared driver died"):
         return "its shared driver died while it ran"
-    before = drivers(store, restore_id)
-    ends = [before.outcome_or_interrupted(number) for number in before.numbers()]
-    broken = [end for end in ends if end is None or end.result != Result.FINISHED]
-    if len(broken) < MOST_BROKEN:
+    count = _count_broken(store, restore_id, drivers(store, restore_id).numbers())
+    if count < MOST_BROKEN:
         return ""
-    why = f"{len(broken)} shared drivers broke off before they began it"
+    why = f"{count} shared drivers broke off before they began it"
     AttemptRecords(store, restore_id, trial_id).record_exit(SHARED_ATTEMPT, None, why)
     Desk(store, restore_id).clear(trial_id, SHARED_ATTEMPT)
     return why
+
+
+def _count_broken(store: ObjectStore, restore_id: str, numbers: Sequence[int]) -> int:
+    """Return how many of these drivers, which have ended, did not end well."""
+    records = drivers(store, restore_id)
+    ends = for_each(records.outcome_or_interrupted, numbers)
+    return sum(end is None or end.result != Result.FINISHED for end in ends)
 
 
 def drivers(store: ObjectStore, restore_id: str) -> AttemptRecords:

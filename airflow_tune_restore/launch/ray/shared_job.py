@@ -24,7 +24,7 @@ from airflow_tune_restore.restore.shared_driver import (
     SHARED,
     SHARED_ATTEMPT,
     find_shared,
-    goes_on_alone,
+    find_why_alone,
     hand_over,
     leave_ended_driver,
 )
@@ -97,9 +97,10 @@ class SharedDriverJob(RayAttemptJob):
         self._shown.end()
         self._show_results(SHARED_ATTEMPT, int(event.get("seen", 0)))
         if outcome is not None:
-            if self._was_stopped_here or not goes_on_alone(outcome):
+            why = find_why_alone(outcome, on_cluster=True)
+            if self._was_stopped_here or not why:
                 return outcome
-            self.log.warning(ALONE_NOW, self.trial_id, "its shared driver was stopped")
+            self.log.warning(ALONE_NOW, self.trial_id, why)
             return None
         if not self.records.has_begun(attempt) and self.records.outcome(attempt) is None:
             self._refuse_unstarted(attempt)

@@ -176,10 +176,11 @@ def test_a_trial_that_a_dead_driver_had_begun_runs_alone_in_the_same_try(
 def test_a_trial_whose_driver_was_stopped_as_a_whole_runs_alone_in_the_same_try(
     item, launcher, store, capfd
 ):
-    launcher.on_start = driver_that(store, ending(store, Result.INTERRUPTED, iteration=3))
+    stopped = {"error_type": "Interrupted", "error": "stopped; a snapshot was saved"}
+    launcher.on_start = driver_that(store, ending(store, Result.INTERRUPTED, **stopped))
     assert trial(item).execute(make_context())["attempt"] == 2
     assert units(launcher) == [(DRIVER, 1), ("a3", 2)]
-    assert "its shared driver was stopped" in capfd.readouterr().out
+    assert "stopped; a snapshot was saved" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("result", [Result.REFUSED, Result.PAUSED])
@@ -190,11 +191,23 @@ def test_other_outcomes_are_judged_as_those_of_a_driver_of_its_own(item, launche
     assert units(launcher) == [(DRIVER, 1)]
 
 
-def test_a_trial_without_room_is_tried_again_by_airflow(item, launcher, store):
-    launcher.on_start = driver_that(store, ending(store, Result.INTERRUPTED, cause="no_room"))
+NO_ROOM = {"cause": "no_room", "error_type": "NoRoomError", "error": "CPU 64"}
+
+
+def test_a_trial_without_room_on_a_cluster_is_tried_again_by_airflow(item, launcher, store):
+    launcher.on_start = driver_that(store, ending(store, Result.INTERRUPTED, **NO_ROOM))
     with pytest.raises(AirflowException, match="found no room"):
-        trial(item).execute(make_context())
+        trial(item, ray_address="head:6379").execute(make_context())
     assert units(launcher) == [(DRIVER, 1)]
+
+
+def test_a_trial_that_is_too_large_for_a_shared_private_ray_has_its_own(
+    item, launcher, store, capfd
+):
+    launcher.on_start = driver_that(store, ending(store, Result.INTERRUPTED, **NO_ROOM))
+    assert trial(item).execute(make_context())["attempt"] == 2
+    assert units(launcher) == [(DRIVER, 1), ("a3", 2)]
+    assert "goes on in a driver of its own: NoRoomError: CPU 64" in capfd.readouterr().out
 
 
 def test_killing_the_task_stops_its_trial_alone(item, launcher, store):

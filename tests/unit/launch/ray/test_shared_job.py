@@ -1,4 +1,4 @@
-"""A trial in the Ray job of a driver that others share: one job for all; what each end means to a trial."""
+"""A trial in the Ray job of a driver that others share: one job for all, and what each end means."""
 
 import logging
 import threading
