@@ -13,14 +13,11 @@ from dataclasses import replace
 from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
-from airflow_tune_restore.protocol.desk import Desk
+from airflow_tune_restore.protocol.desk import SHARED_ATTEMPT, Desk
 from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
-
-SHARED_ATTEMPT = 1
-"""The attempt of a trial that a shared driver runs."""
 
 
 def hand_over(
