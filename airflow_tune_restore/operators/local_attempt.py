@@ -13,7 +13,7 @@ from airflow_tune_restore.exceptions import LeaseLostError, TrialStoppedError, T
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.launch.runner_log import RunnerLog
 from airflow_tune_restore.protocol import layout, window
-from airflow_tune_restore.protocol.desk import Desk
+from airflow_tune_restore.protocol.desk import SHARED_ATTEMPT, Desk
 from airflow_tune_restore.protocol.request import (
     RunnerOutcome,
     RunnerProgress,
@@ -29,7 +29,6 @@ from airflow_tune_restore.restore.shared_driver import (
     ALONE_NOW,
     ELSEWHERE,
     SHARED,
-    SHARED_ATTEMPT,
     find_why_alone,
     hand_over,
 )

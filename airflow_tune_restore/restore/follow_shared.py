@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from airflow_tune_restore.exceptions import KeyExistsError
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
-from airflow_tune_restore.protocol.desk import Desk
+from airflow_tune_restore.protocol.desk import SHARED_ATTEMPT, Desk
 from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerProgress
 from airflow_tune_restore.restore.follow import (
     POLL_SECONDS,
@@ -21,7 +21,6 @@ from airflow_tune_restore.restore.follow import (
 )
 from airflow_tune_restore.restore.paused import RestorePausedError
 from airflow_tune_restore.restore.shared_driver import (
-    SHARED_ATTEMPT,
     drivers,
     leave_ended_driver,
 )

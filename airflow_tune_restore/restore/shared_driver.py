@@ -13,16 +13,13 @@ from dataclasses import replace
 from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
-from airflow_tune_restore.protocol.desk import Desk
+from airflow_tune_restore.protocol.desk import SHARED_ATTEMPT, Desk
 from airflow_tune_restore.protocol.failures import Cause
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.in_flight import for_each
-
-SHARED_ATTEMPT = 1
-"""The attempt of a trial that a shared driver runs."""
 
 MOST_BROKEN = 3
 """After so many drivers of a restore that broke off, the trials that none of them had begun run alone."""

@@ -13,7 +13,7 @@ from airflow_tune_restore.launch.ray.attempt_job import Attached, RayAttemptJob
 from airflow_tune_restore.launch.ray.job import describe_end
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import QUIET_SECONDS
-from airflow_tune_restore.protocol.desk import Desk
+from airflow_tune_restore.protocol.desk import SHARED_ATTEMPT, Desk
 from airflow_tune_restore.protocol.request import RunnerOutcome
 from airflow_tune_restore.restore.follow import Heartbeats
 from airflow_tune_restore.restore.paused import RestorePausedError
@@ -22,7 +22,6 @@ from airflow_tune_restore.restore.shared_driver import (
     ALONE_NOW,
     ELSEWHERE,
     SHARED,
-    SHARED_ATTEMPT,
     find_shared,
     find_why_alone,
     hand_over,

@@ -62,8 +62,9 @@ def test_the_plan_has_the_choices_and_so_has_its_json(store):
 
 @pytest.mark.parametrize("strategy", ["", "Auto", "one_run", "auto\n", None])
 def test_an_unknown_strategy_is_refused_and_unreadable_in_a_plan(store, strategy):
-    known = "'auto', 'per_trial', 'shared_driver', 'whole_experiment'"
-    with pytest.raises(InvalidInputError, match=known):
+    with pytest.raises(
+        InvalidInputError, match="'auto', 'per_trial', 'shared_driver', 'whole_experiment'"
+    ):
         PlanChoices(strategy=strategy)
     document = json.loads(plan_night(store).to_json())
     document["choices"]["strategy"] = strategy
