@@ -396,5 +396,5 @@ class RayClusterError(TuneRestoreError):
 
 
 def name_trial(trial_id: str) -> str:
-    """Return the words for one trial or for many (`layout.RUNS_OF_MANY`) in a sentence."""
-    return {"*": "all trials", "**": "all that share a driver"}.get(trial_id, f"trial {trial_id}")
+    """Return the words for a trial, or for a unit that is none (`layout.RUNS_OF_MANY`), in a sentence."""
+    return {"*": "all trials", "**": "the shared driver"}.get(trial_id, f"trial {trial_id}")

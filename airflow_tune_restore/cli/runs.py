@@ -12,7 +12,7 @@ from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.launch.base import Launcher, Run, follow
 from airflow_tune_restore.protocol import layout, window
 from airflow_tune_restore.protocol.attempts import AttemptRecords
-from airflow_tune_restore.protocol.desk import Desk
+from airflow_tune_restore.protocol.desk import SHARED_ATTEMPT, Desk
 from airflow_tune_restore.protocol.listed_records import RestoreRecords
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.protocol.request import (
@@ -28,8 +28,8 @@ from airflow_tune_restore.restore.paused import RestorePausedError
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.runner_death import record_death
 from airflow_tune_restore.restore.shared_driver import (
-    SHARED_ATTEMPT,
-    goes_on_alone,
+    ALONE_NOW,
+    find_why_alone,
     hand_over,
     record_lost,
 )
@@ -127,16 +127,12 @@ class TrialRuns:
     def _run_shared(self, trials: list[str]) -> None:
         """Run trials in drivers that they share, one after another until none is left to begin.
 
-        A trial that was lost with its driver is not among the ended: it runs alone then.
+        Those that go on alone are not among the ended.
         """
         left = trials
         while left and not self._stopping.is_set():
-            handed = [
-                unit
-                for unit, is_there in zip(left, for_each(self._hand_over, left), strict=True)
-                if is_there
-            ]
-            self._ended.update(set(left) - set(handed))
+            are_handed = for_each(self._hand_over, left)
+            left = [unit for unit, is_handed in zip(left, are_handed, strict=True) if is_handed]
             Desk(self._store, self._plan.restore_id).close()
             with self._errors_logged(layout.SHARED_DRIVER):
                 self._run_attempt(
@@ -146,7 +142,7 @@ class TrialRuns:
                     )
                 )
             records = RestoreRecords(self._store, self._plan.restore_id)
-            left = [unit for unit in handed if not self._has_begun(records, unit)]
+            handed, left = left, [unit for unit in left if not self._has_begun(records, unit)]
             if left == handed:  # the next driver would end in the same way
                 self._ended.update(left)
                 break
@@ -154,9 +150,13 @@ class TrialRuns:
         self._runs.pop(layout.SHARED_DRIVER, None)
 
     def _hand_over(self, unit: str) -> bool:
+        """Hand a trial to the driver. One that cannot be run has ended; others may run alone."""
+        self._ended.add(unit)
         with self._errors_logged(unit):
             plan = self._parts[unit]
-            if hand_over(self._store, plan, unit, self._settings, log=self._logs(unit)) is not None:
+            request = hand_over(self._store, plan, unit, self._settings, log=self._logs(unit))
+            self._ended.remove(unit)
+            if request is not None:
                 self._progress.start(plan.trial(unit))
                 return True
         return False
@@ -168,13 +168,15 @@ class TrialRuns:
         if outcome is None and not of_trial.has_begun(SHARED_ATTEMPT):
             return False
         if outcome is None:
-            record_lost(self._store, self._plan.restore_id, unit, "the driver that it shared died")
-        if self._stopping.is_set() or not goes_on_alone(outcome):
+            why = "its shared driver died"
+            record_lost(self._store, self._plan.restore_id, unit, why)
+        else:
+            why = find_why_alone(outcome, on_cluster=self._settings.address is not None)
+        if why and not self._stopping.is_set():
+            self._progress.say(ALONE_NOW % (unit, why))
+        else:
             self._ended.add(unit)
             self._progress.end(unit, outcome)
-        else:
-            how = "its driver died" if outcome is None else outcome.describe_error()
-            self._progress.say(f"{_name(unit)}: {how}. It runs alone now.")
         return True
 
     def _run(self, unit: str) -> None:
@@ -273,7 +275,7 @@ def _log_error(unit: str, error: str) -> None:
 
 def _name(unit: str) -> str:
     many = {layout.WHOLE_EXPERIMENT: "Whole-experiment run", layout.SHARED_DRIVER: "Shared driver"}
-    return many.get(unit) or f"Trial {unit}"
+    return many.get(unit, f"Trial {unit}")
 
 
 class _Worker(threading.Thread):

@@ -176,6 +176,9 @@ def _how(draft: _Draft) -> str:
     way = "each in a run of its own" if len(plan.to_run) > 1 else "in a run of its own"
     if plan.is_whole_experiment:
         way = "in one run of the whole experiment"
+    elif sharing := sum(trial.shares_driver for trial in plan.to_run):
+        whose = "all" if sharing == len(plan.to_run) else f"{sharing} of them"
+        way = f"{whose} in a driver that they share"
     sentences = [f"{to_run} to run, {way}" if plan.to_run else "No recorded trial runs"]
     if plan.waiting:
         sentences.append(f"{plan.waiting} more wait for the next DAG run")

@@ -82,6 +82,12 @@ class AttemptTask:
         is_shared = not (self.is_alone or self.plan.only_continues_search)
         return self.plan.is_whole_experiment and is_shared
 
+    @property
+    def shares_driver(self) -> bool:
+        """Whether the plan lets the trial share a driver with others, of which it does not depend."""
+        is_trial = self.trial_id not in layout.RUNS_OF_MANY
+        return is_trial and self.plan.trial(self.trial_id).shares_driver
+
     def renew_lease(self, operator: BaseOperator) -> None:
         """Renew the lease of the restore (RestoreEndedError, with the task to clear, if it was lost)."""
         restore_id = self.plan.restore_id
@@ -165,6 +171,11 @@ class AttemptOperator(MapIndexLabelOperator):
         super().pre_execute(context)
         if self.launcher != LauncherName.RAY:
             self.operator_extra_links = ()
+
+    @property
+    def trials_at_once(self) -> int:
+        """Most trials of a shared driver at the same time: as many as tasks; 0 for any number."""
+        return int(self.max_active_tis_per_dagrun or 0)
 
     @abstractmethod
     def open_task(self, restore_id: str) -> AttemptTask:

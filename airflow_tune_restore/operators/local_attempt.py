@@ -1,30 +1,44 @@
 """Runs the attempts of a task as processes on the worker."""
 
+import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
 from airflow.sdk import Context
 
 from airflow_tune_restore.arguments import parse_text
-from airflow_tune_restore.exceptions import LeaseLostError, TuneRestoreError
+from airflow_tune_restore.exceptions import LeaseLostError, TrialStoppedError, TuneRestoreError
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.launch.runner_log import RunnerLog
 from airflow_tune_restore.protocol import layout, window
+from airflow_tune_restore.protocol.desk import SHARED_ATTEMPT, Desk
 from airflow_tune_restore.protocol.request import (
     RunnerOutcome,
     RunnerProgress,
     RunnerRequest,
 )
-from airflow_tune_restore.restore.claim import claim_next_attempt
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
+from airflow_tune_restore.restore.follow_shared import SharedFollower
 from airflow_tune_restore.restore.paused import find_final_outcome
 from airflow_tune_restore.restore.runner_death import LAST_LINES, record_death
+from airflow_tune_restore.restore.shared_driver import (
+    ALONE_AGAIN,
+    ALONE_NOW,
+    ELSEWHERE,
+    SHARED,
+    find_why_alone,
+    hand_over,
+)
 
 if TYPE_CHECKING:
     from airflow_tune_restore.launch.process import RunnerProcess
     from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask
+
+_POD_OF_EXECUTOR = "AIRFLOW_IS_K8S_EXECUTOR_POD"
+"""Variable that the KubernetesExecutor sets in the pod of a worker, which ends with its task."""
 
 STOP_GRACE_SECONDS = 30.0
 """How long a runner that is asked to stop may take to save a snapshot.
@@ -41,7 +55,8 @@ class LocalAttempt:
         self._task = task
         self._log = operator.log
         self._process: RunnerProcess | None = None
-        self._follows_shared_run = False
+        self._ask_to_stop: Callable[[], None] | None = None  # in a run of many
+        self._was_stopped = False
         self._output: IO[str] | None = None
         self._output_log = RunnerLog(self._log)
 
@@ -60,17 +75,20 @@ class LocalAttempt:
         return False
 
     def run(self, context: Context) -> RunnerOutcome:
-        """Run the next attempt, or follow the shared run, until the trial has an outcome."""
+        """Run the next attempt, or follow the run of many, until the trial has an outcome."""
         del context
         self._task.renew_lease(self._operator)
-        return self._follow_shared_run() if self._task.shares_run else self._run_child()
+        if self._task.shares_run:
+            return self._follow_shared_run()
+        return self._run_shared() or self._run_child()
 
     def stop(self) -> None:
-        """Let the runner save a snapshot and exit; in a shared run, stop this trial alone. Once."""
-        follows, self._follows_shared_run = self._follows_shared_run, False
-        if follows:
+        """Let the runner save a snapshot and exit; in a run of many, stop this trial alone. Once."""
+        ask, self._ask_to_stop = self._ask_to_stop, None
+        if ask is not None:
+            self._was_stopped = True
             self._log.info("Asking the run to stop this trial; the others continue.")
-            ask_to_stop(self._task.store, self._task.plan.restore_id, self._task.trial_id)
+            ask()
         process, self._process = self._process, None
         if process is not None:
             self._log.info("Stopping the runner; it saves a snapshot first.")
@@ -114,32 +132,96 @@ class LocalAttempt:
         def start(attempt: int) -> None:
             request = self._claim(layout.WHOLE_EXPERIMENT, attempt)
             self._log.info("Starting the whole-experiment run, attempt %d.", attempt)
-            with self._operator.local_launcher(task.experiment) as launcher:
-                self._close_output()
-                self._output = launcher.start_detached(request)
+            self._start_detached(request)
 
         follower = Follower(task.store, plan.restore_id, task.trial_id, start)
-        of_many = not task.is_one_of_many
-        self._follows_shared_run = True
-        try:
+        place = (task.store, plan.restore_id, task.trial_id)
+        self._follow(follower.progress(), lambda: ask_to_stop(*place))
+        assert follower.outcome is not None  # noqa: S101  progress() ends with one
+        return follower.outcome
+
+    def _run_shared(self) -> RunnerOutcome | None:
+        """Run the trial in a driver that others share; None if it runs alone, in a runner of its own."""
+        task, plan, trial_id = self._task, self._task.plan, self._task.trial_id
+        if not task.shares_driver:
+            return None
+        if os.environ.get(_POD_OF_EXECUTOR):
+            self._log.info(
+                "It has a driver of its own: a shared one would end with this task's pod."
+            )
+            return None
+        settings = self._settings()
+        if hand_over(task.store, plan, trial_id, settings, log=self._log.info) is None:
+            self._log.info(ALONE_AGAIN)
+            return None
+        self._log.info(SHARED, trial_id, plan.experiment, SHARED_ATTEMPT, plan.restore_id)
+
+        def start(number: int) -> None:
+            request = self._claim(layout.SHARED_DRIVER, number)
+            self._log.info("Starting shared driver %d. This task shows its output.", number)
+            started.append(number)
+            self._start_detached(request)
+
+        started: list[int] = []
+        follower = SharedFollower(task.store, plan.restore_id, trial_id, start)
+        desk = Desk(task.store, plan.restore_id)
+        seen = 0
+
+        def watch() -> Iterator[RunnerProgress | None]:
+            nonlocal seen
             for progress in follower.progress():
+                if follower.driver != seen and follower.driver not in started:
+                    self._log.info(ELSEWHERE, follower.driver)
+                seen = follower.driver
+                yield progress
+
+        self._follow(watch(), lambda: desk.ask_to_stop(trial_id, SHARED_ATTEMPT))
+        return self._judge_shared(follower)
+
+    def _judge_shared(self, follower: SharedFollower) -> RunnerOutcome | None:
+        """Return the outcome of a shared attempt; None if the trial goes on alone."""
+        outcome, task = follower.outcome, self._task
+        if self._was_stopped:
+            if outcome is None:
+                reason = f"was stopped ({follower.alone_because})"
+                raise TrialStoppedError(task.plan.experiment, task.trial_id, reason, SHARED_ATTEMPT)
+            return outcome
+        on_cluster = parse_text(self._operator.ray_address) is not None
+        why = find_why_alone(outcome, on_cluster=on_cluster) if outcome else follower.alone_because
+        if not why:
+            return outcome
+        self._log.warning(ALONE_NOW, task.trial_id, why)
+        return None
+
+    def _follow(
+        self, looks: Iterator[RunnerProgress | None], ask_to_stop: Callable[[], None]
+    ) -> None:
+        """Show the results of the trial and the output of the run of many, until the trial ends."""
+        task, plan = self._task, self._task.plan
+        of_many = task.plan.is_whole_experiment and not task.is_one_of_many
+        self._ask_to_stop = ask_to_stop
+        try:
+            for progress in looks:
                 self._show_output()
                 if progress is not None:
                     shown = describe_line(progress.to_line(), plan.metric, of_many=of_many)
                     self._log.info("%s", shown)
-            self._follows_shared_run = False
+            self._ask_to_stop = None
         except LeaseLostError:
-            self._follows_shared_run = False
+            self._ask_to_stop = None
             task.renew_lease(self._operator)  # raises, with the task to clear
             raise
         except TuneRestoreError:
-            self._follows_shared_run = False  # the run continues; a retry attaches again
+            self._ask_to_stop = None  # the run continues; a retry attaches again
             raise
         finally:
             self._close_output()
             self.stop()  # after a timeout: the run stops this trial
-        assert follower.outcome is not None  # noqa: S101  progress() ends with one
-        return follower.outcome
+
+    def _start_detached(self, request: RunnerRequest) -> None:
+        with self._operator.local_launcher(self._task.experiment) as launcher:
+            self._close_output()
+            self._output = launcher.start_detached(request)
 
     def _show_output(self) -> None:
         """Show the output of the shared run if this task started it; results are shown as progress."""
@@ -155,18 +237,21 @@ class LocalAttempt:
             self._output = None
 
     def _claim(self, unit: str, attempt: int | None = None) -> RunnerRequest:
+        return claim_next_attempt(
+            *(self._task.store, self._task.plan, unit, self._settings()),
+            log=self._log.info,
+            attempt=attempt,
+        )
+
+    def _settings(self) -> RunnerSettings:
         address = parse_text(self._operator.ray_address)
-        settings = replace(
+        return replace(
             self._operator.runner_settings(),
             address=address,
             # a private Ray needs none: it inherits the environment of its runner
             runtime_env=dict(self._operator.runtime_env or {}) if address is not None else {},
             can_grow=address is not None,
-        )
-        return claim_next_attempt(
-            *(self._task.store, self._task.plan, unit, settings),
-            log=self._log.info,
-            attempt=attempt,
+            at_once=self._operator.trials_at_once,
         )
 
 

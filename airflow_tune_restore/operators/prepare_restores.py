@@ -343,6 +343,7 @@ class PrepareRestoresOperator(RecipeOperator):
             stale_after=arguments.parse_span("stale_after", self.stale_after),
             can_start=parse_text(self.param_space) is not None,
             can_search=parse_text(self.search_alg) is not None,
+            in_pods=self.launcher == LauncherName.KUBERNETES,
             ask_driver=driver_jobs(parse_text(self.ray_conn_id)),
             ask_holder=ask_dag_run,
             recipes=self.parse_recipes() if self._has_trainable() else None,

@@ -22,6 +22,12 @@ class RestoreTrialOperator(PlannedTrialOperator, AttemptOperator):
     checkpoint; so give the task `retries` of 1 or more. A trial that fails again fails the task; its
     progress is kept and committed.
 
+    Trials that have little left to do share a driver (strategy `auto`; `per_trial` and `shared_driver`
+    force either). The first task starts it, the others hand their trials over. Each trial stays
+    independent: it has its own attempt, log, snapshot and outcome, and killing its task stops it alone.
+    If the driver dies, the trials that it had begun go on, each in a driver of its own, and so does each
+    retry. A task in a pod of the KubernetesExecutor shares nothing: the driver would end with that pod.
+
     If trials depend on each other (strategy `whole_experiment`), all tasks of an experiment share one
     real `Tuner.restore(…).fit()`. The first task starts this run. Each task follows its own trial, and
     killing a task stops only its trial. The run outlives the task that started it. So it needs a worker

@@ -20,6 +20,9 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptId
 from airflow_tune_restore.storage.base import ObjectStore
 
+SHARED_ATTEMPT = 1
+"""The attempt of a trial that a shared driver runs."""
+
 _RUN, _STOP, _CLOSED = "run", "stop", "closed"
 
 

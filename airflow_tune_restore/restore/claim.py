@@ -63,9 +63,9 @@ class RunnerSettings:
 
 
 def plan_of_unit(store: ObjectStore, plan: RestorePlan, unit: str) -> RestorePlan:
-    """Return the plan that a unit needs: for the whole experiment, not the part of one trial."""
-    is_whole = unit == layout.WHOLE_EXPERIMENT
-    return read_plan(store, plan.restore_id) if is_whole and plan.is_part else plan
+    """Return the plan that a unit needs: for a run of many trials, not the part of one."""
+    is_of_many = unit in layout.RUNS_OF_MANY
+    return read_plan(store, plan.restore_id) if is_of_many and plan.is_part else plan
 
 
 def claim_next_attempt(

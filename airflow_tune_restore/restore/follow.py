@@ -6,8 +6,9 @@ A follower only reads records in storage. So followers and the run may be on dif
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 
 from airflow_tune_restore.exceptions import KeyExistsError, RecordUnreadableError, StorageError
 from airflow_tune_restore.protocol import layout, lease
@@ -37,6 +38,98 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
+class Heartbeats:
+    """The heartbeats of a unit, as this process sees them: clocks of other machines do not count."""
+
+    records: AttemptRecords
+    monotonic: Callable[[], float] = time.monotonic
+    _seen: dict[int, tuple[bytes | None, float]] = field(default_factory=dict)
+
+    def is_over(self, attempt: int) -> bool:
+        """Whether a run has an outcome, or has had no new heartbeat for too long."""
+        if self.records.outcome(attempt) is not None:
+            return True
+        has_begun, seconds = self.quiet(attempt)
+        return seconds > (QUIET_SECONDS if has_begun else START_SECONDS)
+
+    def quiet(self, attempt: int) -> tuple[bool, float]:
+        """Return whether an attempt has begun, and for how many seconds it has had no new heartbeat."""
+        began = self.monotonic()
+        records = self.records
+        key = layout.heartbeat_key(records.restore_id, records.unit, attempt)
+        beat = read_heartbeat(records.store, key)
+        last, since = self._seen.setdefault(attempt, (beat, self.monotonic()))
+        if beat != last:
+            self._seen[attempt] = (beat, self.monotonic())
+            return beat is not None, 0.0
+        # from the end of one look to the begin of another: this process may freeze in a look
+        return beat is not None, max(0.0, began - since)
+
+
+@dataclass
+class Reports:
+    """The reports of a trial, each returned once. `last` is the newest iteration, or None."""
+
+    records: AttemptRecords
+    last: int | None = None
+    _seen: int = 0
+    _unreadable: set[int] = field(default_factory=set)
+
+    def new(self, attempt: int) -> list[RunnerProgress]:
+        """Return the reports of an attempt since the last call."""
+        if attempt in self._unreadable:
+            return []
+        try:
+            tail = self.records.progress(attempt)
+        except RecordUnreadableError as error:
+            logger.warning("The reports of the trial cannot be shown: %s", printable(str(error)))
+            self._unreadable.add(attempt)
+            return []
+        if tail is None:
+            return []
+        new = tail.after(self._seen)
+        if tail.reports:
+            self.last = tail.reports[-1].iteration
+        self._seen = tail.count
+        return new
+
+    def start_over(self) -> None:
+        """Return the reports of the next run from its first."""
+        self._seen = 0
+
+
+def look_until_ended(
+    look: Callable[[], tuple[list[RunnerProgress], bool]],
+    pauses: Iterable[float],
+    *,
+    monotonic: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[RunnerProgress | None]:
+    """Look again and again; yield the new reports of each look, and then None, until one sees the end.
+
+    Raises:
+        StorageError: If the store was unreachable for `OUTAGE_SECONDS`.
+    """
+    reached = monotonic()
+    for pause in pauses:
+        reports: list[RunnerProgress] = []
+        has_ended = False
+        try:
+            reports, has_ended = look()
+            reached = monotonic()
+        except StorageError as error:
+            if monotonic() - reached > OUTAGE_SECONDS:
+                raise
+            why = printable(str(error))
+            logger.warning("The run continues, but its records are unreadable now: %s", why)
+        yield from reports
+        if has_ended:
+            return
+        yield None
+        sleep(pause)
+
+
+@dataclass
 class Follower:
     """Follows one trial of a whole-experiment run, or the run itself (`layout.WHOLE_EXPERIMENT`).
 
@@ -51,16 +144,14 @@ class Follower:
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     outcome: RunnerOutcome | None = None
-    _seen: int = 0
     _read: int = 0
     _shown: int = 0
-    _last: int | None = None
-    _beats: dict[int, tuple[bytes | None, float]] = field(default_factory=dict)
-    _unreadable: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._run = AttemptRecords(self.store, self.restore_id, layout.WHOLE_EXPERIMENT)
         self._trial = AttemptRecords(self.store, self.restore_id, self.trial_id)
+        self._heartbeats = Heartbeats(self._run, self.monotonic)
+        self._reports = Reports(self._trial)
 
     def progress(self) -> Iterator[RunnerProgress | None]:
         """Yield the reports of the trial until it ends, and None after each look.
@@ -75,26 +166,16 @@ class Follower:
             RestorePausedError: If no run is alive, and the window of the restore has ended.
         """
         stopped = self._stopped_before()
-        reached = self.monotonic()
-        while True:
-            reports: list[RunnerProgress] = []
-            has_ended = False
-            try:
-                reports, has_ended = self._look(stopped)
-                reached = self.monotonic()
-            except StorageError as error:
-                if self.monotonic() - reached > OUTAGE_SECONDS:
-                    raise
-                why = printable(str(error))
-                logger.warning("The run continues, but its records are unreadable now: %s", why)
-            yield from filter(self._is_shown, reports)
-            if has_ended:
-                return
-            yield None
-            self.sleep(POLL_SECONDS)
+        looks = look_until_ended(
+            lambda: self._look(stopped),
+            repeat(POLL_SECONDS),
+            monotonic=self.monotonic,
+            sleep=self.sleep,
+        )
+        return filter(self._is_shown, looks)
 
-    def _is_shown(self, _report: RunnerProgress) -> bool:
-        if self.trial_id != layout.WHOLE_EXPERIMENT:
+    def _is_shown(self, report: RunnerProgress | None) -> bool:
+        if report is None or self.trial_id != layout.WHOLE_EXPERIMENT:
             return True
         self._read += 1
         step: int = 10 ** (self._shown // SHOWN_REPORTS)
@@ -105,19 +186,21 @@ class Follower:
     def _look(self, stopped: int) -> tuple[list[RunnerProgress], bool]:
         """Return the new reports, and whether the trial has ended. Start a run if none is alive."""
         newest = self._run.newest()
-        is_over = newest == 0 or self._is_over(newest)
+        is_over = newest == 0 or self._heartbeats.is_over(newest)
         # in this order: a run writes the last report of a trial, then its outcome, then its own outcome
         self.outcome = self._trial.outcome()
-        reports = self._new_reports(newest)
+        reports = self._reports.new(newest)
         if self.outcome is not None and self.outcome.attempt > stopped:
             return reports, True
         if is_over:
             lease.keep_alive(self.store, self.restore_id)  # or each run would end itself, for ever
             try:
                 self.start(newest + 1)
-                self._seen = 0
+                self._reports.start_over()
             except RestorePausedError as error:
-                raise replace(error, trial_id=self.trial_id, iteration=self._last) from None
+                is_trial = self.trial_id != layout.WHOLE_EXPERIMENT
+                last = self._reports.last if is_trial else None
+                raise replace(error, trial_id=self.trial_id, iteration=last) from None
             except KeyExistsError:
                 pass  # another follower has just started it: attach to that run
         return reports, False
@@ -128,37 +211,6 @@ class Follower:
         if past is None or past.ends_trial:
             return 0
         return past.attempt
-
-    def _is_over(self, attempt: int) -> bool:
-        """Whether a run has an outcome, or has had no new heartbeat for too long."""
-        if self._run.outcome(attempt) is not None:
-            return True
-        began = self.monotonic()
-        key = layout.heartbeat_key(self.restore_id, layout.WHOLE_EXPERIMENT, attempt)
-        beat = read_heartbeat(self.store, key)
-        last, since = self._beats.setdefault(attempt, (beat, self.monotonic()))
-        if beat != last:
-            self._beats[attempt] = (beat, self.monotonic())
-            return False
-        # from the end of one look to the begin of another: this process may freeze in a look
-        return began - since > (QUIET_SECONDS if beat else START_SECONDS)
-
-    def _new_reports(self, attempt: int) -> list[RunnerProgress]:
-        if attempt in self._unreadable:
-            return []
-        try:
-            tail = self._trial.progress(attempt)
-        except RecordUnreadableError as error:
-            logger.warning("The reports of the trial cannot be shown: %s", printable(str(error)))
-            self._unreadable.add(attempt)
-            return []
-        if tail is None:
-            return []
-        new = tail.after(self._seen)
-        if tail.reports and self.trial_id != layout.WHOLE_EXPERIMENT:
-            self._last = tail.reports[-1].iteration
-        self._seen = tail.count
-        return new
 
 
 def ask_to_stop(store: ObjectStore, restore_id: str, trial_id: str) -> None:

@@ -152,7 +152,7 @@ def _plan(
         failures={t.trial_id: known[t.trial_id] for t in plan.to_run if t.trial_id in known},
         pause_at=options.window_end,
     )
-    plan = share_driver(plan, experiment)
+    plan = plan if options.in_pods else share_driver(plan, experiment)
     plan = limit_tasks(plan, options.most_tasks)
     return PreparedRestore.of(store, experiment, plan, options)
 

@@ -37,6 +37,7 @@ class PrepareOptions:
         recipe: The one of this experiment, once it is known (`for_trainable`).
         most_tasks: How many tasks the trials may have (`restore.part`); None for any number.
         reads_course: Whether it is read how far and how fast the trials run, for an estimate.
+        in_pods: Whether each trial runs in a pod of its own: then none shares a driver.
         pause_at: When its window ends: then nothing is started any more, and what runs is paused. None
             without one.
     """
@@ -54,6 +55,7 @@ class PrepareOptions:
     recipe: Recipe | None = None
     most_tasks: int | None = None
     reads_course: bool = False
+    in_pods: bool = False
     pause_at: datetime | None = None
 
     @property

@@ -3,7 +3,12 @@
 import signal
 from collections.abc import Sequence
 
-from airflow_tune_restore.exceptions import OvertakenError, RunnerDiedError, RunnerError
+from airflow_tune_restore.exceptions import (
+    OvertakenError,
+    RunnerDiedError,
+    RunnerError,
+    name_trial,
+)
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause, classify_exit
@@ -42,9 +47,12 @@ def record_death(
     if is_window_over(store, plan):
         return paused_error(plan, request.trial_id)
     if not was_started:
-        return RunnerError(
-            f"{_name(request.trial_id)} of {plan.experiment} was not started: {' | '.join(last_lines)}"
+        whole = "The whole-experiment run"
+        unit = (
+            whole if request.trial_id == layout.WHOLE_EXPERIMENT else name_trial(request.trial_id)
         )
+        unit = unit[0].upper() + unit[1:]
+        return RunnerError(f"{unit} of {plan.experiment} was not started: {' | '.join(last_lines)}")
     failure = classify_exit(exit_code, output)
     cause = failure.cause if failure is not None else Cause.UNKNOWN
     exited = "" if exit_code is None else f"{_describe_exit(exit_code)}; "
@@ -52,14 +60,6 @@ def record_death(
     reason = f"{exited}its last lines: {shown}"
     attempt = request.attempt
     return RunnerDiedError(plan.experiment, request.trial_id, reason, cause.value, attempt)
-
-
-def _name(unit: str) -> str:
-    many = {
-        layout.WHOLE_EXPERIMENT: "The whole-experiment run",
-        layout.SHARED_DRIVER: "The shared driver",
-    }
-    return many.get(unit) or f"Trial {unit}"
 
 
 def _describe_exit(exit_code: int) -> str:

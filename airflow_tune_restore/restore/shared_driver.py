@@ -7,21 +7,33 @@
 3. The ledger counts the death of a runner that ran one trial alone, and not that of a shared driver.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
-from airflow_tune_restore.protocol.desk import Desk
+from airflow_tune_restore.protocol.desk import SHARED_ATTEMPT, Desk
 from airflow_tune_restore.protocol.failures import Cause
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.in_flight import for_each
 
-SHARED_ATTEMPT = 1
-"""The attempt of a trial that a shared driver runs."""
+MOST_BROKEN = 3
+"""After so many drivers of a restore that broke off, the trials that none of them had begun run alone."""
+
+SHARED = (
+    "Trial %s of %s: attempt %d of restore %s, in a driver that several trials share. "
+    'strategy="per_trial" gives each trial a driver of its own.'
+)
+ELSEWHERE = (
+    "Shared driver %d has it. The results of this trial are shown here; what the driver prints is in the "
+    "log of the task that started it."
+)
+ALONE_AGAIN = "It had its attempt in a shared driver, so it has a driver of its own now."
+ALONE_NOW = "Trial %s goes on in a driver of its own: %s."
 
 
 def hand_over(
@@ -40,6 +52,9 @@ def hand_over(
     records = AttemptRecords(store, plan.restore_id, trial_id)
     if not plan.trial(trial_id).shares_driver or records.newest() > SHARED_ATTEMPT:
         return None
+    before = drivers(store, plan.restore_id).numbers()[:-1]  # the newest may live
+    if not records.newest() and _count_broken(store, plan.restore_id, before) >= MOST_BROKEN:
+        return None
     try:
         request = claim_next_attempt(
             store,
@@ -50,14 +65,23 @@ def hand_over(
             attempt=SHARED_ATTEMPT,
         )
     except KeyExistsError:
-        try:
-            request = records.request(SHARED_ATTEMPT)
-        except KeyNotFoundError:
+        shared = find_shared(records)
+        if shared is None:
             return None
-        if not request.is_shared or is_left(records):
-            return None
+        request = shared
     Desk(store, plan.restore_id).hand_over(trial_id, SHARED_ATTEMPT)
     return request
+
+
+def find_shared(records: AttemptRecords) -> RunnerRequest | None:
+    """Return the attempt of a trial that a shared driver runs, or will run; None if it runs alone."""
+    if records.newest() != SHARED_ATTEMPT:
+        return None
+    try:
+        request = records.request(SHARED_ATTEMPT)
+    except KeyNotFoundError:
+        return None
+    return request if request.is_shared and not is_left(records) else None
 
 
 def is_left(records: AttemptRecords) -> bool:
@@ -68,14 +92,15 @@ def is_left(records: AttemptRecords) -> bool:
     )
 
 
-def goes_on_alone(outcome: RunnerOutcome | None) -> bool:
-    """Whether a trial that a driver has begun goes on by itself: it was lost, or stopped with the driver.
+def find_why_alone(outcome: RunnerOutcome, *, on_cluster: bool) -> str:
+    """Return why the trial of a shared attempt goes on alone; "" if the attempt ended by itself.
 
-    One that no node can hold has waited for a larger one; alone, it would wait again.
+    It does if its driver was stopped or broke off, or if the private Ray of the driver had no room for
+    it. Its own task, if it was killed, does not ask.
     """
-    if outcome is None:
-        return True
-    return outcome.result is Result.INTERRUPTED and outcome.cause != Cause.NO_ROOM
+    if outcome.result != Result.INTERRUPTED or (on_cluster and outcome.cause == Cause.NO_ROOM):
+        return ""
+    return outcome.describe_error() or "its shared driver was stopped"
 
 
 def record_lost(store: ObjectStore, restore_id: str, trial_id: str, message: str) -> bool:
@@ -85,6 +110,30 @@ def record_lost(store: ObjectStore, restore_id: str, trial_id: str, message: str
     if has_begun and records.outcome_or_interrupted(SHARED_ATTEMPT) is None:
         records.record_exit(SHARED_ATTEMPT, None, message)
     return has_begun
+
+
+def leave_ended_driver(store: ObjectStore, restore_id: str, trial_id: str) -> str:
+    """Decide what a trial does whose driver has ended without an outcome of it, and record it.
+
+    Returns:
+        Why it runs alone from now on; "" if it waits on the desk for the next driver.
+    """
+    if record_lost(store, restore_id, trial_id, "its shared driver died"):
+        return "its shared driver died while it ran"
+    count = _count_broken(store, restore_id, drivers(store, restore_id).numbers())
+    if count < MOST_BROKEN:
+        return ""
+    why = f"{count} shared drivers broke off before they began it"
+    AttemptRecords(store, restore_id, trial_id).record_exit(SHARED_ATTEMPT, None, why)
+    Desk(store, restore_id).clear(trial_id, SHARED_ATTEMPT)
+    return why
+
+
+def _count_broken(store: ObjectStore, restore_id: str, numbers: Sequence[int]) -> int:
+    """Return how many of these drivers, which have ended, did not end well."""
+    records = drivers(store, restore_id)
+    ends = for_each(records.outcome_or_interrupted, numbers)
+    return sum(end is None or end.result != Result.FINISHED for end in ends)
 
 
 def drivers(store: ObjectStore, restore_id: str) -> AttemptRecords:

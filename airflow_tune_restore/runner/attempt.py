@@ -21,11 +21,13 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.protocol import layout, window
 from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.desk import SHARED_ATTEMPT
 from airflow_tune_restore.protocol.kept_lease import HeldStore
 from airflow_tune_restore.protocol.planned import read_planned
 from airflow_tune_restore.protocol.request import Result, RunnerRequest
 from airflow_tune_restore.protocol.resources import describe, is_enough
 from airflow_tune_restore.runner import needs
+from airflow_tune_restore.runner.desk_reader import DeskReader
 from airflow_tune_restore.runner.heartbeat import Heartbeat
 from airflow_tune_restore.runner.loading import Loaded, load
 from airflow_tune_restore.runner.outcome import (
@@ -37,6 +39,7 @@ from airflow_tune_restore.runner.outcome import (
     error_of_run,
     find_raised,
     now,
+    write_outcome,
 )
 from airflow_tune_restore.runner.pause import PauseTimer
 from airflow_tune_restore.runner.ray_session import connect, is_own_job, join_early
@@ -122,6 +125,8 @@ class Attempt:
             self._heartbeat.mark_running()
             loaded = load(self._store, self._request)
             self._context = self._make_context()
+            if not self._context.wait_for_work():
+                return self._context.judge(was_stopped=False)
             asked = self._ask(self._context, loaded)
             most = needs.most(asked)
             if self._request.sized and not is_enough(self._request.resources, most):
@@ -159,6 +164,7 @@ class Attempt:
     def _make_context(self) -> "AttemptContext":
         """Start from the newest whole snapshot of an earlier attempt, or else from the seed."""
         from airflow_tune_restore.runner.tune.experiment_context import ExperimentContext
+        from airflow_tune_restore.runner.tune.shared_context import SharedContext
         from airflow_tune_restore.runner.tune.trial_controller import TrialContext
 
         store, request = self._store, self._request
@@ -182,6 +188,14 @@ class Attempt:
                 reporter=Reporter(store, request),
                 started_at=self._started_at,
             )
+        if request.trial_id == layout.SHARED_DRIVER:
+            return SharedContext(
+                **shared,
+                source_key=None,
+                reader=DeskReader(store, request, self._heartbeat.join),
+                reporter=Reporter(store, request, SHARED_ATTEMPT),
+                leaving=self._heartbeat.leaving,
+            )
         reporter = Reporter(store, request) if request.reports else None
         if reporter is not None:
             reporter.start()
@@ -199,9 +213,7 @@ class Attempt:
 
     def _ask(self, context: "AttemptContext", loaded: Loaded) -> needs.Asked:
         """Return the present resource requests of trials; none on a cluster, whose size is given."""
-        if self._request.address is not None:
-            return {}
-        return needs.ask(loaded.trainable, needs.read_rows(context), loaded.param_space)
+        return context.ask(loaded) if self._request.address is None else {}
 
     def _fit(self, context: "AttemptContext", loaded: Loaded, asked: needs.Asked) -> None:
         """Run Ray's own restore with this package's controller, state and staging directory."""
@@ -212,8 +224,8 @@ class Attempt:
             self._stop.raise_if_received()  # the user's code may have swallowed the exception
             if not is_own_job(self._request):
                 self._join(lambda request: connect(request, needs.most(asked)))
-            # in a whole-experiment run, the controller gives up single trials instead
-            if self._request.trial_id != layout.WHOLE_EXPERIMENT:
+            # in a run of many, the controller gives up single trials instead
+            if self._request.trial_id not in layout.RUNS_OF_MANY:
                 for why in context.room.look(lambda: asked).values():
                     raise InvalidInputError(why)
             for owner, name, value in restore.replacements(context):
@@ -272,9 +284,10 @@ class Attempt:
 
     def _record(self, ending: Ending, *, iteration: int | None = None) -> None:
         """Write the outcome. `iteration` is the one that is saved, if the trial may have got further."""
-        request = self._request
+        if self._context is not None:
+            self._context.record_rest(ending)
         outcome = build_outcome(
-            request,
+            self._request,
             ending,
             trial=self._context.trial if self._context is not None else None,
             started_at=self._started_at,
@@ -283,8 +296,7 @@ class Attempt:
         )
         if iteration is not None:
             outcome = replace(outcome, iteration=iteration)
-        key = layout.outcome_key(request.restore_id, request.trial_id, request.attempt)
-        self._store.put(key, outcome.to_json())
+        write_outcome(self._store, outcome)
 
 
 def _shut_down() -> None:

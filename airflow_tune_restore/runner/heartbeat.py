@@ -4,6 +4,7 @@
 not keep a runner from ending in time, so a second thread, which makes no requests, watches the first.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from airflow_tune_restore.exceptions import KeyExistsError, LeaseLostError, TuneRestoreError
@@ -24,6 +25,7 @@ from airflow_tune_restore.protocol.records import is_listed
 from airflow_tune_restore.protocol.request import EXIT_FENCED, RunnerRequest
 from airflow_tune_restore.runner.outcome import now
 from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.in_flight import for_each
 
 BEAT_SECONDS = 5.0
 
@@ -34,8 +36,49 @@ class FencedError(TuneRestoreError):
     """A newer attempt runs this trial, or the commit of its restore has begun."""
 
 
+class _Beats:
+    """The heartbeats of one attempt."""
+
+    def __init__(self, store: ObjectStore, request: RunnerRequest) -> None:
+        self.attempt = f"Attempt {request.attempt} of trial {request.trial_id}"
+        self.runs_since = ""
+        self._store = store
+        self._records = AttemptRecords.of(store, request)
+        self._number = request.attempt
+        self._key = layout.heartbeat_key(request.restore_id, request.trial_id, request.attempt)
+        self._count = 0
+        self._nonce = secrets.token_hex(8)  # so that the store can recognise a repeated create
+
+    def create_first(self) -> None:
+        """Refuse a second runner of the same attempt: a deleted pod may still run on its node."""
+        try:
+            self._store.create(self._key, self._next())
+        except KeyExistsError:
+            raise FencedError(
+                f"{self.attempt} stopped: another runner of the same attempt has started."
+            ) from None
+
+    def write(self) -> None:
+        """Write the next one."""
+        self._store.put(self._key, self._next())
+
+    def check_newest(self) -> None:
+        """Raise FencedError if there is a newer attempt."""
+        newest = self._records.newest()
+        if newest > self._number:
+            raise FencedError(f"{self.attempt} stopped: attempt {newest} has been started.")
+
+    def _next(self) -> bytes:
+        self._count += 1
+        beat = {"count": self._count, "pid": os.getpid(), "at": now(), "nonce": self._nonce}
+        return json.dumps({**beat, "runs_since": self.runs_since}).encode()
+
+
 class Heartbeat:
     """Writes heartbeats in one thread, and checks in another that they are written in time.
+
+    The driver that trials share writes those of all attempts in work. If one of them must stop, the whole
+    process ends: that happens only after the process was taken for dead.
 
     Args:
         store: Rooted at the experiment directory.
@@ -53,12 +96,11 @@ class Heartbeat:
     ) -> None:
         self._store = store
         self._request = request
-        self._key = layout.heartbeat_key(request.restore_id, request.trial_id, request.attempt)
+        self._own = _Beats(store, request)
+        self._in_work: dict[str, _Beats] = {}
+        self._beating = threading.Lock()
         self._parent_pid = parent_pid
         self._before_end = before_end
-        self._count = 0
-        self._nonce = secrets.token_hex(8)  # so that the store can recognise a repeated create
-        self._runs_since = ""
         self._epoch = 0
         self._ttl_seconds = lease_objects.DEFAULT_TTL_SECONDS
         self._last_success = time.monotonic()
@@ -77,7 +119,7 @@ class Heartbeat:
             LeaseLostError: If the restore no longer holds the lease.
         """
         self._read_lease()
-        self._create_first_beat()
+        self._own.create_first()
         self.check()
         self._last_success = self._looked_at
         for thread in self._threads:
@@ -92,26 +134,42 @@ class Heartbeat:
 
     def mark_running(self) -> None:
         """Record in the next heartbeats that earlier attempts are over and this one runs the trial."""
-        self._runs_since = now()
+        self._own.runs_since = now()
+
+    def join(self, request: RunnerRequest) -> None:
+        """Write the first heartbeat of an attempt that this process runs, too, and go on with it.
+
+        Raises:
+            FencedError: If there is a newer attempt, or another runner of this one.
+        """
+        beats = _Beats(self._store, request)
+        beats.runs_since = now()  # a trial comes with its first attempt
+        beats.check_newest()
+        beats.create_first()
+        beats.check_newest()
+        with self._beating:
+            self._in_work[request.trial_id] = beats
+
+    @contextlib.contextmanager
+    def leaving(self, request: RunnerRequest) -> Iterator[None]:
+        """Write no more heartbeats of an attempt, because the block writes its outcome.
+
+        A newer attempt may follow that outcome, and does not end this process. If the block fails, the
+        heartbeats go on.
+        """
+        with self._beating:
+            beats = self._in_work.pop(request.trial_id, None)
+        try:
+            yield
+        except BaseException:
+            if beats is not None:
+                self._in_work[request.trial_id] = beats
+            raise
 
     def beat(self) -> None:
-        """Write one heartbeat."""
-        self._store.put(self._key, self._next_beat())
-
-    def _create_first_beat(self) -> None:
-        """Refuse a second runner of the same attempt: a deleted pod may still run on its node."""
-        try:
-            self._store.create(self._key, self._next_beat())
-        except KeyExistsError:
-            raise FencedError(
-                f"Attempt {self._request.attempt} of trial {self._request.trial_id} stopped: another "
-                "runner of the same attempt has started."
-            ) from None
-
-    def _next_beat(self) -> bytes:
-        self._count += 1
-        beat = {"count": self._count, "pid": os.getpid(), "at": now(), "nonce": self._nonce}
-        return json.dumps({**beat, "runs_since": self._runs_since}).encode()
+        """Write one heartbeat of each attempt."""
+        with self._beating:
+            for_each(_Beats.write, [self._own, *self._in_work.values()])
 
     def check(self) -> None:
         """Raise if this attempt must stop; otherwise renew the lease."""
@@ -124,21 +182,20 @@ class Heartbeat:
 
         It must if it is not the newest, or if its restore has lost the lease or begun its commit.
         """
-        request = self._request
-        newest = AttemptRecords.of(self._store, request).newest()
-        if newest > request.attempt:
-            raise FencedError(
-                f"Attempt {request.attempt} of trial {request.trial_id} stopped: attempt {newest} "
-                "has been started."
-            )
-        held = lease.check_held(self._store, request.restore_id, epoch=self._epoch)
-        if is_listed(self._store, layout.commit_key(request.restore_id)):
-            raise FencedError(
-                f"Attempt {request.attempt} of trial {request.trial_id} stopped: the commit of its "
-                "restore has begun."
-            )
+        restore_id = self._request.restore_id
+        for_each(self._check_newest, [self._own, *self._in_work.values()])
+        held = lease.check_held(self._store, restore_id, epoch=self._epoch)
+        if is_listed(self._store, layout.commit_key(restore_id)):
+            raise FencedError(f"{self._own.attempt} stopped: the commit of its restore has begun.")
         self._epoch, self._ttl_seconds = held.epoch, held.ttl_seconds
         return held
+
+    def _check_newest(self, beats: _Beats) -> None:
+        try:
+            beats.check_newest()
+        except FencedError:
+            if beats is self._own or beats in self._in_work.values():  # it may have left meanwhile
+                raise
 
     def check_or_end(self) -> None:
         """End this process at once if this attempt must stop: none of its threads may write again.
@@ -191,7 +248,9 @@ class Heartbeat:
 
     def _end(self, why: object) -> NoReturn:
         self._before_end()
-        logger.error("%s", why)
+        # without work, nothing is lost: the restore has ended before its driver
+        is_idle = self._request.trial_id == layout.SHARED_DRIVER and not self._in_work
+        logger.log(logging.INFO if is_idle else logging.ERROR, "%s", why)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(EXIT_FENCED)

@@ -51,13 +51,16 @@ def read_rows(context: "AttemptContext") -> list[str]:
     return [row for row in rows if context.counts_for_size(row)]
 
 
-def ask(trainable: Any, rows: Sequence[str], param_space: Any) -> Asked:
+def ask(
+    trainable: Any, rows: Sequence[str], param_space: Any, *, leaves_out_refused: bool = False
+) -> Asked:
     """Return the present resource request of each trial; of a sample if there are no trials yet.
 
     Args:
         trainable: The user's trainable; it is registered with Tune, as Ray will do again.
         rows: Trials, as Ray's JSON.
         param_space: The source of references in configs, or None.
+        leaves_out_refused: Whether a trial whose request cannot be computed is left out, and no error.
 
     Raises:
         InvalidInputError: If the trainable raises an error; the message has the trial.
@@ -81,15 +84,19 @@ def ask(trainable: Any, rows: Sequence[str], param_space: Any) -> Asked:
             continue
         if resolvers:
             trial.resolve_config_placeholders(resolvers)
-        asked[trial.trial_id] = _ask(trial)
-    if reasons and not asked:
+        try:
+            asked[trial.trial_id] = ask_alone(trial)
+        except InvalidInputError:
+            if not leaves_out_refused:
+                raise
+    if reasons and not asked and not leaves_out_refused:
         raise RunnerError(
             f"Ray cannot read the row of a trial: {reasons[0].rstrip('.')}. Nothing was run."
         )
     if rows:
         return asked
     try:
-        return {FIRST_SAMPLE: _ask(Trial(name, trial_id=FIRST_SAMPLE))}
+        return {FIRST_SAMPLE: ask_alone(Trial(name, trial_id=FIRST_SAMPLE))}
     except InvalidInputError:
         logger.info(
             "The resources of a sample depend on its config: the private Ray is not sized for them."
@@ -102,7 +109,8 @@ def most(asked: Asked) -> dict[str, float]:
     return most_of(factory.required_resources for factory in asked.values())
 
 
-def _ask(trial: "Trial") -> "PlacementGroupFactory":
+def ask_alone(trial: "Trial") -> "PlacementGroupFactory":
+    """Return the present resource request of one trial, whose config is resolved; raises as `ask`."""
     import ray
 
     recorded = trial.placement_group_factory

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from airflow_tune_restore.exceptions import NoRoomError, TuneRestoreError
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol import request as contract
 from airflow_tune_restore.protocol.failures import Cause, Failure, classify
 from airflow_tune_restore.protocol.numbers import whole_iteration
@@ -15,6 +16,7 @@ from airflow_tune_restore.protocol.printable import shortened
 from airflow_tune_restore.protocol.record_fields import ERROR_LENGTH
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.runner.tune import private_api
+from airflow_tune_restore.storage.base import ObjectStore
 
 EXIT_CODES = {
     Result.FINISHED: contract.EXIT_FINISHED,
@@ -90,6 +92,12 @@ def build_outcome(
         ended_at=now(),
         ray_version=private_api.version(),
     )
+
+
+def write_outcome(store: ObjectStore, outcome: RunnerOutcome) -> None:
+    """Write the outcome of an attempt."""
+    key = layout.outcome_key(outcome.restore_id, outcome.trial_id, outcome.attempt)
+    store.put(key, outcome.to_json())
 
 
 def find_raised(error: BaseException) -> BaseException:

@@ -3,11 +3,12 @@
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
+from airflow_tune_restore.protocol.layout import RUNS_OF_MANY
 from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.protocol.resources import OBJECT_STORE_BYTES
 from airflow_tune_restore.runner import signals
@@ -88,8 +89,9 @@ def _private(request: RunnerRequest, asked: Mapping[str, float]) -> dict[str, An
     """Return the arguments of `ray.init` for the requested size, in whole CPUs, GPUs and others."""
     amounts = {name: math.ceil(amount) for name, amount in asked.items()}
     cpus, gpus = amounts.pop("CPU", 1), amounts.pop("GPU", 0)
-    if request.trial_id == WHOLE_EXPERIMENT:
+    if request.trial_id in RUNS_OF_MANY:
         # as many trials at once as fit, as in Ray; in a pod, `cpu_count` is that of the node
+        gpus = sys.maxsize if gpus else 0
         cpus = max(cpus, int(os.environ.get("TUNE_RESTORE_CPUS") or os.cpu_count() or 1))
     memory = amounts.pop("memory", 0)
     store = _object_store(amounts.pop("object_store_memory", 0))

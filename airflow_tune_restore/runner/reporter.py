@@ -21,11 +21,20 @@ logger = logging.getLogger(__name__)
 
 
 class Reporter:
-    """Writes progress for followers, and reads their stop requests, until it is stopped."""
+    """Writes progress for followers, and reads their stop requests, until it is stopped.
 
-    def __init__(self, store: ObjectStore, request: RunnerRequest) -> None:
+    Args:
+        store: Rooted at the experiment directory.
+        request: The attempt that this process runs.
+        attempt: The attempt of the trials, if they have others than this process.
+    """
+
+    def __init__(
+        self, store: ObjectStore, request: RunnerRequest, attempt: int | None = None
+    ) -> None:
         self._store = store
         self._request = request
+        self._attempt = attempt or request.attempt
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._reports: dict[str, deque[RunnerProgress]] = defaultdict(
@@ -54,6 +63,13 @@ class Reporter:
             self._reports[owner].append(progress)
             self._counts[owner] += 1
             self._unwritten[owner] = None
+
+    def forget(self, owner: str) -> None:
+        """Drop the results of a trial that has its outcome."""
+        with self._lock:
+            self._reports.pop(owner, None)
+            self._counts.pop(owner, None)
+            self._unwritten.pop(owner, None)
 
     def new_stop_requests(self) -> list[str]:
         """Return the ids of trials that were asked to stop since the last call."""
@@ -86,7 +102,7 @@ class Reporter:
         with self._lock:
             kept = list(self._reports[owner])
             tail = ProgressTail(first=self._counts[owner] - len(kept), reports=kept)
-        key = layout.progress_key(request.restore_id, owner, request.attempt)
+        key = layout.progress_key(request.restore_id, owner, self._attempt)
         self._store.put(key, tail.to_json())
 
     def _run(self) -> None:

@@ -13,7 +13,13 @@ from airflow_tune_restore.protocol.kept_lease import HeldStore
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.protocol.request import EXIT_REFUSED, Result, RunnerRequest
 from airflow_tune_restore.runner.heartbeat import Heartbeat
-from airflow_tune_restore.runner.outcome import INTERRUPTED, Ending, build_outcome, now
+from airflow_tune_restore.runner.outcome import (
+    INTERRUPTED,
+    Ending,
+    build_outcome,
+    now,
+    write_outcome,
+)
 from airflow_tune_restore.runner.script import Script, describe_exit
 from airflow_tune_restore.runner.signals import StopRequestedError, StopSignals
 from airflow_tune_restore.storage.base import ObjectStore
@@ -125,10 +131,8 @@ class Sweep:
         return next((name for name in states if not _is_empty(self._store, name)), "")
 
     def _record(self, ending: Ending) -> None:
-        request = self._request
-        outcome = build_outcome(request, ending, trial=None, started_at=self._started_at)
-        key = layout.outcome_key(request.restore_id, request.trial_id, request.attempt)
-        self._store.put(key, outcome.to_json())
+        outcome = build_outcome(self._request, ending, trial=None, started_at=self._started_at)
+        write_outcome(self._store, outcome)
 
 
 def _is_empty(store: ObjectStore, name: str) -> bool:

@@ -19,7 +19,9 @@ from airflow_tune_restore.launch.ray.job import ASKED_AGAIN, stop_attempt
 from airflow_tune_restore.launch.runner_log import RunnerLog
 from airflow_tune_restore.protocol import layout, window
 from airflow_tune_restore.protocol.attempts import AttemptId
+from airflow_tune_restore.protocol.desk import Desk
 from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.restore.follow import ask_to_stop
 from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
 from airflow_tune_restore.triggers.ray_job_poller import JobPoller, JobWatch
 from airflow_tune_restore.triggers.trial_poller import TrialPoller, TrialWatch
@@ -30,12 +32,13 @@ LINES_PER_TURN = 50
 
 
 class WaitOptions(TypedDict, total=False):
-    """How a `RayJobTrigger` waits for a trial, or for one of many in a whole-experiment run.
+    """How a `RayJobTrigger` waits for a trial, or for one of many in a job.
 
     For one of many, killing the task stops this trial alone, and the job runs on.
     """
 
     is_one_of_many: bool  # default False
+    driver: int  # number of the shared driver whose job it is; default 0, none
     ends_with_job: bool  # wait for the end of the job (the default), and not of the trial
     shows_output: bool  # show what the job prints; default True
     poll_interval: float  # seconds between two requests to the cluster; default 5
@@ -57,7 +60,8 @@ class RayJobTrigger(KillableTrigger):
         experiment: Address of the experiment, with its connection id.
         restore_id: The restore.
         trial_id: Trial id in the plan.
-        attempt: The attempt that the job runs: of the trial, or of the whole-experiment run.
+        attempt: The attempt that the job runs: of the trial, or of the whole-experiment run. In the job
+            of a shared driver, the trial's.
         **options: See `WaitOptions`.
     """
 
@@ -79,6 +83,7 @@ class RayJobTrigger(KillableTrigger):
         self.trial_id = trial_id
         self.attempt = attempt
         self.is_one_of_many = options.pop("is_one_of_many", False)
+        self.driver = options.pop("driver", 0)
         self.ends_with_job = options.pop("ends_with_job", True)
         self.shows_output = options.pop("shows_output", True)
         self.poll_interval = options.pop("poll_interval", 5.0)
@@ -93,7 +98,7 @@ class RayJobTrigger(KillableTrigger):
         """Return class path and arguments: a wire format, without secrets."""
         names = (
             "ray_conn_id submission_id experiment restore_id trial_id attempt is_one_of_many "
-            "ends_with_job shows_output poll_interval metric stop_at"
+            "driver ends_with_job shows_output poll_interval metric stop_at"
         )
         return f"{__name__}.RayJobTrigger", {name: getattr(self, name) for name in names.split()}
 
@@ -107,6 +112,8 @@ class RayJobTrigger(KillableTrigger):
             event = {"error": printable(str(error), 4000)}
         await asyncio.sleep(max(0.0, FIRST_EVENT_SECONDS - (time.monotonic() - begun)))
         self.has_fired = True
+        if self.driver:
+            event["driver"] = self.driver
         yield TriggerEvent({"restore_id": self.restore_id, "attempt": self.attempt, **event})
 
     async def on_kill(self) -> None:
@@ -121,7 +128,8 @@ class RayJobTrigger(KillableTrigger):
             )
             return
         if self.is_one_of_many:
-            self.log.info("Asking the whole-experiment run to stop this trial; the others go on.")
+            run = "shared driver" if self.driver else "whole-experiment run"
+            self.log.info("Asking the %s to stop this trial; the others go on.", run)
         else:
             self.log.info("Stopping %s; it saves a snapshot first.", self.submission_id)
         await in_thread(self._stop)
@@ -189,18 +197,26 @@ class RayJobTrigger(KillableTrigger):
 
     def _stop(self, *, alone: bool = True) -> None:
         """Stop the job; of one of many trials this trial alone, or the job of them all."""
-        alone = alone and self.is_one_of_many
-        whole = self.is_one_of_many and not alone
-        unit = layout.WHOLE_EXPERIMENT if whole else self.trial_id
-        attempt = AttemptId(self.restore_id, unit, self.attempt)
         try:
             store = share_hook().open(self.experiment)
-            jobs = RayJobsHook(self.ray_conn_id).jobs()
-            stop_attempt(store, jobs, attempt, self.submission_id, is_one_of_many=alone)
+            if not (alone and self.is_one_of_many):
+                jobs = RayJobsHook(self.ray_conn_id).jobs()
+                stop_attempt(store, jobs, self._unit(), self.submission_id)
+            elif self.driver:
+                Desk(store, self.restore_id).ask_to_stop(self.trial_id, self.attempt)
+            else:
+                ask_to_stop(store, self.restore_id, self.trial_id)
         except TuneRestoreError as error:
             self.log.error(  # noqa: TRY400  expected
                 "%s could not be stopped: %s", self.submission_id, printable(str(error), 4000)
             )
+
+    def _unit(self) -> AttemptId:
+        """Return the attempt whose job it is."""
+        if self.driver:
+            return AttemptId(self.restore_id, layout.SHARED_DRIVER, self.driver)
+        unit = layout.WHOLE_EXPERIMENT if self.is_one_of_many else self.trial_id
+        return AttemptId(self.restore_id, unit, self.attempt)
 
     def _still_waits(self) -> bool:
         """Whether the task is still deferred: then it was not killed."""

@@ -22,7 +22,7 @@ from airflow_tune_restore.restore.follow import Follower
 from airflow_tune_restore.restore.history import History
 from airflow_tune_restore.restore.snapshots import Snapshots
 from airflow_tune_restore.runner.attempt import Attempt
-from airflow_tune_restore.runner.heartbeat import Heartbeat
+from airflow_tune_restore.runner.heartbeat import Heartbeat, _Beats
 from airflow_tune_restore.runner.pause import PauseTimer
 from airflow_tune_restore.runner.tune import result_files
 from tests.simulation.campaign import simulating, world_seeds
@@ -34,7 +34,7 @@ _OF_RUNNERS = (
         "first heartbeat late",
         "A runner looks for newer attempts and trains; its first heartbeat comes some seconds later.",
         "I4",
-        (Edit(Heartbeat.start, "    self._create_first_beat()\n"),),
+        (Edit(Heartbeat.start, "    self._own.create_first()\n"),),
         seed=12,
     ),
     Plant(
@@ -43,7 +43,7 @@ _OF_RUNNERS = (
         "I4",
         (
             Edit(claim.claim_attempt, "store.create(key,", "store.put(key,"),
-            Edit(Heartbeat._create_first_beat, "self._store.create(", "self._store.put("),
+            Edit(_Beats.create_first, "self._store.create(", "self._store.put("),
         ),
         seed=0,
     ),

@@ -209,6 +209,9 @@ class Training:
     def trial(self) -> None:
         return None
 
+    def wait_for_work(self) -> bool:
+        return True
+
     @property
     def was_stopped(self) -> bool:
         return self.attempt._stop.received

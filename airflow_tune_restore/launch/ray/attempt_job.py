@@ -37,6 +37,7 @@ from airflow_tune_restore.protocol.failures import Cause
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
+from airflow_tune_restore.restore.follow import ask_to_stop
 from airflow_tune_restore.restore.paused import find_final_outcome, paused_error
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.runner_death import record_death
@@ -45,7 +46,7 @@ from airflow_tune_restore.storage.base import ObjectStore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attached:
-    """The attempt that a task follows, its job, and whether this task has submitted the job."""
+    """The attempt of a unit that a task follows, its job, and whether this task has submitted the job."""
 
     attempt: int
     submission_id: str
@@ -93,6 +94,10 @@ class RayAttemptJob:
     def trial_records(self) -> AttemptRecords:
         """The records of the trial alone: its outcomes and its progress."""
         return AttemptRecords(self.store, self.plan.restore_id, self.trial_id)
+
+    def attempt_of_trial(self, attempt: int) -> int:
+        """Return the number of the trial's attempt that an attempt of the unit runs: the same."""
+        return attempt
 
     @property
     def stop_at(self) -> datetime | None:
@@ -189,7 +194,7 @@ class RayAttemptJob:
 
         But a trial that was stopped in that run can only go on when the run is over.
         """
-        return not self.is_one_of_many or self.trial_records.outcome(attempt) is not None
+        return not self.is_one_of_many or self._trial_outcome(attempt) is not None
 
     def poll_until_complete(self, attached: Attached) -> dict[str, Any]:
         """Wait here, in the worker, and show the output; return what a trigger's event holds.
@@ -221,14 +226,14 @@ class RayAttemptJob:
             absent = absent + 1 if job is None else 0
             is_over = absent >= ABSENT_LISTS or (job is not None and job.is_over)
             if not is_over and not ends_with_job:
-                is_over = self.trial_records.outcome(attached.attempt) is not None
+                is_over = self._trial_outcome(attached.attempt) is not None
             if not is_over and window.seconds_until(self.stop_at, datetime.now(UTC)) == 0:
                 self.log.info("The window of this restore has ended.")
                 self._stop_unit(attached)
                 is_over = True
             if is_over:
                 return {"offset": offset, "seen": seen, "is_lost": job is None}
-            seen = self._show_results(attached.attempt, seen)
+            seen = self._show_results(self.attempt_of_trial(attached.attempt), seen)
             if self.shows_output(attached) and read < LONGEST_LOG:
                 log = JobLog(offset=offset, results=None, most=LONGEST_LOG)
                 self._read_log(attached.submission_id, log)
@@ -275,17 +280,22 @@ class RayAttemptJob:
         attached, self.attached = self.attached, None
         if attached is None:
             return
-        self.log.info("Stopping %s; it saves a snapshot first.", attached.submission_id)
-        attempt = AttemptId(self.plan.restore_id, self.trial_id, attached.attempt)
-        job_id, is_one_of_many = attached.submission_id, self.is_one_of_many
-        stop_attempt(self.store, self.jobs, attempt, job_id, is_one_of_many=is_one_of_many)
+        if self.is_one_of_many:
+            self._stop_alone()
+        else:
+            self._stop_unit(attached)
+
+    def _stop_alone(self) -> None:
+        """Ask the run of many to stop this trial."""
+        self.log.info("Asking the run to stop this trial; the others continue.")
+        ask_to_stop(self.store, self.plan.restore_id, self.trial_id)
 
     def _stop_unit(self, attached: Attached) -> None:
         """Stop the job, also that of many trials."""
         job_id = attached.submission_id
         self.log.info("Stopping %s; it saves a snapshot first.", job_id)
         attempt = AttemptId(self.plan.restore_id, self.unit, attached.attempt)
-        stop_attempt(self.store, self.jobs, attempt, job_id, is_one_of_many=False)
+        stop_attempt(self.store, self.jobs, attempt, job_id)
 
     def stop_newest(self) -> None:
         """Stop the newest attempt, if there is one: no task waits for it any more."""
@@ -321,6 +331,9 @@ class RayAttemptJob:
         except RecordUnreadableError:
             return None
         return tail.reports[-1].iteration if tail is not None and tail.reports else None
+
+    def _trial_outcome(self, attempt: int) -> RunnerOutcome | None:
+        return self.trial_records.outcome(self.attempt_of_trial(attempt))
 
     def _is_over(self, job_id: str) -> bool:
         job = self.jobs.find(job_id)

@@ -11,7 +11,6 @@ from airflow_tune_restore.launch.ray.submission import STOP_WAIT_SECONDS
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords
 from airflow_tune_restore.protocol.printable import printable
-from airflow_tune_restore.restore.follow import ask_to_stop
 from airflow_tune_restore.restore.runner_death import LAST_LINES
 
 if TYPE_CHECKING:
@@ -58,19 +57,14 @@ def stop_attempt(
     jobs: "RayJobs",
     attempt: AttemptId,
     submission_id: str,
-    *,
-    is_one_of_many: bool,
 ) -> None:
-    """Stop the job of an attempt; for one of many trials in a whole-experiment run, this trial alone.
+    """Stop the job of an attempt, with all trials that it runs.
 
     The stop is recorded first: a task that runs again must not attach while the job saves its snapshot.
 
     Raises:
         TuneRestoreError: If the store or the cluster is out of reach.
     """
-    if is_one_of_many:
-        ask_to_stop(store, attempt.restore_id, attempt.trial_id)
-        return
     store.put(layout.stopped_key(*attempt), b"{}")
     jobs.stop(submission_id)
 

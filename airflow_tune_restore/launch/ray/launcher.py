@@ -170,7 +170,7 @@ class RayRun:
         attempt = AttemptId(request.restore_id, request.trial_id, request.attempt)
         store = self._stores.open(request.experiment)
         try:
-            stop_attempt(store, self.jobs, attempt, self.submission_id, is_one_of_many=False)
+            stop_attempt(store, self.jobs, attempt, self.submission_id)
             records = AttemptRecords.of(store, request)
             wait_for_stop(self.jobs, records, request.attempt, self.submission_id, logger)
         except TuneRestoreError as error:

@@ -46,12 +46,14 @@ class DriverResources:
 
 SUBMISSION_PREFIX = "tune-restore-"
 
+_OF_MANY = {layout.WHOLE_EXPERIMENT: "all", layout.SHARED_DRIVER: "shared"}
+
 
 def submission_id(experiment: str, restore_id: str, trial_id: str, attempt: int) -> str:
     """Return the id of an attempt's job, computed from the attempt: any process can find the job."""
     identity = json.dumps([experiment, restore_id, trial_id, attempt])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    name = "all" if trial_id == layout.WHOLE_EXPERIMENT else _SAFE.sub("-", trial_id)[:32]
+    name = _OF_MANY.get(trial_id) or _SAFE.sub("-", trial_id)[:32]
     return f"{SUBMISSION_PREFIX}{name}-{attempt}-{digest}"
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from airflow.sdk import Context
 
 from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.ray.attempt_job import Attached, RayAttemptJob
+from airflow_tune_restore.launch.ray.shared_job import SharedDriverJob
 from airflow_tune_restore.launch.ray.submission import IN_CLUSTER
 from airflow_tune_restore.links.ray_job import URL_KEY
 from airflow_tune_restore.protocol import layout
@@ -18,6 +19,8 @@ from airflow_tune_restore.triggers.ray_job import RayJobTrigger
 if TYPE_CHECKING:
     from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask
 
+
+_Job = TypeVar("_Job", bound=RayAttemptJob)
 
 _STATE_KEY = "ray_job"
 """Key in Airflow's task state store."""
@@ -29,7 +32,8 @@ class RayJobTask:
     def __init__(self, operator: "AttemptOperator", task: "AttemptTask") -> None:
         self._operator = operator
         self._task = task
-        self._job = _build_job(operator, task)
+        self._own_job = _build_job(operator, task, RayAttemptJob)
+        self._job = self._own_job  # the one that is followed
 
     @staticmethod
     def check_event(event: Mapping[str, Any]) -> None:
@@ -49,7 +53,10 @@ class RayJobTask:
         """Stop the newest job of a task that no longer waits for it."""
         restore_id = operator.find_restore(context)
         if restore_id is not None:
-            RayJobTask(operator, operator.open_task(restore_id))._job.stop_newest()
+            task = RayJobTask(operator, operator.open_task(restore_id))
+            if task._task.shares_driver and (shared := task._shared_job()).is_followed:
+                task._job = shared
+            task._job.stop_newest()
 
     def find_final_outcome(self) -> RunnerOutcome | None:
         """Return the outcome of an earlier try if there is nothing left to run."""
@@ -62,10 +69,15 @@ class RayJobTask:
     def run(self, context: Context) -> RunnerOutcome | None:
         """Attach to the trial's job or submit it, and wait for it, here or in the triggerer.
 
+        It is the job of a driver that others share, or one of the trial's own.
+
         Returns:
             Its outcome; None if the next attempt is to be run at once.
         """
         self._task.renew_lease(self._operator)
+        shared = self._shared_job() if self._task.shares_driver else None
+        is_shared = shared is not None and shared.hand_over()
+        self._job = shared if shared and is_shared else self._own_job
         attached = self._job.submit_or_attach(self._remembered_attempt(context))
         self._remember(context, attached)
         context["ti"].xcom_push(URL_KEY, self._job.jobs.cluster.job_url(attached.submission_id))
@@ -76,11 +88,17 @@ class RayJobTask:
 
     def get_job_result(self, event: Mapping[str, Any]) -> RunnerOutcome | None:
         """Return the outcome after a trigger has fired; None if the next attempt is to be run at once."""
+        if driver := int(event.get("driver", 0)):
+            self._job = self._shared_job()
+            return self._job.get_job_result(driver, event)
         return self._job.get_job_result(int(event["attempt"]), event)
 
     def stop(self) -> None:
         """Stop the job, so that it saves a snapshot; in a shared run, stop this trial alone."""
         self._job.stop()
+
+    def _shared_job(self) -> SharedDriverJob:
+        return _build_job(self._operator, self._task, SharedDriverJob)
 
     def _defer(self, attached: Attached) -> NoReturn:
         job, operator = self._job, self._operator
@@ -91,7 +109,8 @@ class RayJobTask:
             experiment=str(self._task.experiment.address),
             restore_id=job.plan.restore_id,
             trial_id=job.trial_id,
-            attempt=attached.attempt,
+            attempt=job.attempt_of_trial(attached.attempt),
+            driver=attached.attempt if job.unit == layout.SHARED_DRIVER else 0,
             is_one_of_many=job.is_one_of_many,
             ends_with_job=job.ends_with_job(attached.attempt),
             shows_output=job.shows_output(attached),
@@ -128,10 +147,10 @@ class RayJobTask:
         return 0
 
 
-def _build_job(operator: "AttemptOperator", task: "AttemptTask") -> RayAttemptJob:
+def _build_job(operator: "AttemptOperator", task: "AttemptTask", cls: type[_Job]) -> _Job:
     hook = RayJobsHook(str(operator.ray_conn_id))
     public_env = task.experiment.hook.public_env(task.experiment.address)
-    return RayAttemptJob(
+    return cls(
         jobs=hook.jobs(),
         store=task.store,
         plan=task.plan,
@@ -140,6 +159,7 @@ def _build_job(operator: "AttemptOperator", task: "AttemptTask") -> RayAttemptJo
             operator.runner_settings(),
             address=IN_CLUSTER,
             can_grow=True,
+            at_once=operator.trials_at_once,
             reports=task.trial_id != layout.WHOLE_EXPERIMENT,
         ),
         runtime_env={**hook.runtime_env(), **(operator.runtime_env or {})},

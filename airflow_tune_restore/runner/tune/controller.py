@@ -27,9 +27,12 @@ from airflow_tune_restore.exceptions import RunnerError, TuneRestoreError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.numbers import is_amount, whole_iteration
 from airflow_tune_restore.protocol.request import RunnerProgress, RunnerRequest
+from airflow_tune_restore.runner import needs
+from airflow_tune_restore.runner.loading import Loaded
 from airflow_tune_restore.runner.outcome import Ending, scalar_metrics
 from airflow_tune_restore.runner.room import RoomWatch
 from airflow_tune_restore.runner.tune import checkpoints
+from airflow_tune_restore.runner.tune.private_api import replaced
 from airflow_tune_restore.runner.tune.result_files import prepare_results
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -78,9 +81,17 @@ class AttemptContext:
         """Whether all trials to run have ended, and were saved so."""
         raise NotImplementedError
 
+    def wait_for_work(self) -> bool:
+        """Wait until there is something to run; return whether there is."""
+        return True
+
     def counts_for_size(self, row: str) -> bool:
         """Whether a private Ray must be large enough for this trial (a row of Ray's JSON)."""
         raise NotImplementedError
+
+    def ask(self, loaded: Loaded) -> needs.Asked:
+        """Return the present resource requests of the trials that set the size of a private Ray."""
+        return needs.ask(loaded.trainable, needs.read_rows(self), loaded.param_space)
 
     def resume_config(self) -> ResumeConfig:
         """Return the resume config for `Tuner.restore`."""
@@ -88,6 +99,9 @@ class AttemptContext:
 
     def close(self) -> None:
         """Stop the threads that run beside the controller."""
+
+    def record_rest(self, ending: Ending) -> None:
+        """Record the ends of trials that have attempts of their own and end with this one."""
 
     def judge(self, *, was_stopped: bool) -> Ending:
         """Return how the attempt ended, as of its newest snapshot, which is what the commit takes.
@@ -114,8 +128,8 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         has_failed = self._failure is not None or not self._resumed
         if has_failed and self.context.source_key is not None:
             request = self.context.request
-            is_whole = request.trial_id == layout.WHOLE_EXPERIMENT
-            what = "The experiment" if is_whole else f"Trial {request.trial_id}"
+            is_of_many = request.trial_id in layout.RUNS_OF_MANY
+            what = "The experiment" if is_of_many else f"Trial {request.trial_id}"
             raise RunnerError(
                 f"{what} could not be restored: {str(self._failure).rstrip('.')}. Nothing was run."
             ) from self._failure
@@ -166,6 +180,19 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
     def prepare_restored_trials(self) -> None:
         """Prepare the restored trials, before the first snapshot and before anything runs."""
         raise NotImplementedError
+
+    def stop_alone(self, trial: Trial) -> None:
+        """Stop one trial; the others go on."""
+        self.request_stop_trial(trial)
+        self._process_stop_requests()
+
+    def requeue(self, trial: Trial, request: RunnerRequest, choice: str) -> None:
+        """Queue a restored trial as Ray does with this choice; a restarted one gets its planned id."""
+        config = ResumeConfig(finished=choice, unfinished=choice, errored=choice)
+        # Trial.reset() makes a random id; the planned one is the same in every attempt
+        new_id = classmethod(lambda _cls: request.new_trial_id)
+        with replaced(Trial, "generate_id", new_id):
+            TuneController._requeue_restored_trials(self, [trial], config)
 
     def prepare_files(self, trial: Trial, request: RunnerRequest) -> None:
         """Drop the result rows that a trial will report again."""
@@ -244,27 +271,44 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
             _pyarrow_fs_copy_files(str(path), key, destination_filesystem=fs)
 
     def _save_callbacks(self) -> None:
+        self.put_callbacks(self.context.request, self.callbacks_body())
+
+    def callbacks_body(self) -> bytes | None:
+        """Return the present states of callbacks; None if none has a state."""
         self._callbacks.save_to_dir(self.context.staging.as_posix(), session_str=layout.KEPT)
         saved = self.context.staging / layout.callbacks_name(layout.KEPT)
-        if saved.is_file():
-            request = self.context.request
+        return saved.read_bytes() if saved.is_file() else None
+
+    def put_callbacks(self, request: RunnerRequest, body: bytes | None) -> None:
+        """Save states of callbacks with an attempt."""
+        if body is not None:
             directory = layout.attempt_dir(request.restore_id, request.trial_id, request.attempt)
-            self.context.store.put(f"{directory}/{saved.name}", saved.read_bytes())
+            name = layout.callbacks_name(layout.KEPT)
+            self.context.store.put(f"{directory}/{name}", body)
 
     def _put_snapshot(self) -> None:
         request = self.context.request
-        stats = {"start_time": self._start_time, **self.save_states()}
+        stats = self.save_states()
         with out_of_band_serialize_dataset():  # as Ray does, for Datasets in a config
-            rows = self.rows()
-            if self.context.is_paused():
-                rows = [resumed_later(row) if _is_running(row) else row for row in rows]
-            state = {"trial_data": rows, "runner_data": self.__getstate__(), "stats": stats}
-            body = json.dumps(state, cls=TuneFunctionEncoder).encode()
+            body = self.encode(self.rows(), self.__getstate__(), stats)
         statuses = {trial.trial_id: trial.status for trial in self._trials}
         key = layout.snapshot_key(request.restore_id, request.trial_id, request.attempt)
         self.context.store.put(key, body)
         self.context.saved = statuses
         self.after_snapshot()
+
+    def encode(
+        self,
+        rows: list[tuple[str, str]],
+        runner_data: dict[str, Any],
+        stats: dict[str, Any] | None = None,
+    ) -> bytes:
+        """Return a snapshot of these rows, as Ray writes a state."""
+        if self.context.is_paused():
+            rows = [resumed_later(row) if _is_running(row) else row for row in rows]
+        stats = {"start_time": self._start_time, **(stats or {})}
+        state = {"trial_data": rows, "runner_data": runner_data, "stats": stats}
+        return json.dumps(state, cls=TuneFunctionEncoder).encode()
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the rows of the snapshot, each with the metadata of its trial."""

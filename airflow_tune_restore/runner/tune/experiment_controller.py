@@ -27,7 +27,13 @@ from airflow_tune_restore.protocol.request import (
     RunnerRequest,
     TrialAction,
 )
-from airflow_tune_restore.runner.outcome import INTERRUPTED, Ending, build_outcome, error_of
+from airflow_tune_restore.runner.outcome import (
+    INTERRUPTED,
+    Ending,
+    build_outcome,
+    error_of,
+    write_outcome,
+)
 from airflow_tune_restore.runner.tune import checkpoints, scheduler, searcher
 from airflow_tune_restore.runner.tune.controller import GuardedController, resumed_later
 from airflow_tune_restore.runner.tune.experiment_context import ExperimentContext, read_trial_id
@@ -84,8 +90,7 @@ class ExperimentController(GuardedController):
 
     def _stop_unfinished(self, trial: Trial) -> None:
         self.context.stopped_trials.add(trial.trial_id)
-        self.request_stop_trial(trial)
-        self._process_stop_requests()
+        self.stop_alone(trial)
 
     def add_trial(self, trial: Trial) -> None:
         """Give a new sample the present storage of the experiment.
@@ -158,11 +163,7 @@ class ExperimentController(GuardedController):
             choice = of_action.get(request.action, kind.SKIP)
         else:
             choice = kind.SKIP if trial.is_finished() else kind.RESUME
-        config = ResumeConfig(finished=choice, unfinished=choice, errored=choice)
-        # Trial.reset() makes a random id; the planned one is the same in every attempt
-        new_id = classmethod(lambda _cls: request.new_trial_id)
-        with replaced(Trial, "generate_id", new_id):
-            super()._requeue_restored_trials([trial], config)
+        self.requeue(trial, request, choice)
 
     def prepare_restored_trials(self) -> None:
         """Set directories of new trials, drop rows that will come again, refuse trials left out."""
@@ -279,8 +280,7 @@ class ExperimentController(GuardedController):
 
     def _write(self, request: RunnerRequest, ending: Ending, trial: Trial | None) -> None:
         outcome = build_outcome(request, ending, trial=trial, started_at=self.context.started_at)
-        key = layout.outcome_key(request.restore_id, request.trial_id, request.attempt)
-        self.context.store.put(key, outcome.to_json())
+        write_outcome(self.context.store, outcome)
 
     def _refuse_left_out(self) -> None:
         """Write the outcome of each trial that was to run and was not restored."""

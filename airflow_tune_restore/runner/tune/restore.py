@@ -9,6 +9,8 @@ from airflow_tune_restore.runner.loading import Loaded
 from airflow_tune_restore.runner.ray_session import is_job
 from airflow_tune_restore.runner.tune.controller import AttemptContext, GuardedController
 from airflow_tune_restore.runner.tune.experiment_controller import ExperimentController
+from airflow_tune_restore.runner.tune.shared_context import SharedContext
+from airflow_tune_restore.runner.tune.shared_controller import SharedController
 from airflow_tune_restore.runner.tune.trial_controller import TrialContext, TrialController
 from airflow_tune_restore.storage.fs import arrow_filesystem
 from airflow_tune_restore.storage.location import Location
@@ -43,7 +45,11 @@ def replacements(context: AttemptContext) -> list[tuple[Any, str, Any]]:
 
 def _controller(context: AttemptContext) -> type[GuardedController]:
     """Return the controller class that `tune.run` makes instead of Ray's, bound to the context."""
-    kind = TrialController if isinstance(context, TrialContext) else ExperimentController
+    kind: type[GuardedController] = ExperimentController
+    if isinstance(context, TrialContext):
+        kind = TrialController
+    elif isinstance(context, SharedContext):
+        kind = SharedController
     return type("BoundController", (kind,), {"context": context})
 
 

@@ -13,7 +13,6 @@ from airflow_tune_restore.runner.outcome import INTERRUPTED, Ending, error_of
 from airflow_tune_restore.runner.reporter import Reporter
 from airflow_tune_restore.runner.tune import checkpoints, memory, searcher
 from airflow_tune_restore.runner.tune.controller import AttemptContext, GuardedController
-from airflow_tune_restore.runner.tune.private_api import replaced
 
 
 @dataclass(kw_only=True)
@@ -106,13 +105,12 @@ class TrialController(GuardedController):
         return trials
 
     def _requeue_restored_trials(self, trials: list[Trial], resume_config: Any) -> None:
-        new_id = self.context.request.new_trial_id
-        if not self.context.starts_over or new_id is None:
+        request = self.context.request
+        if not self.context.starts_over or request.new_trial_id is None:
             super()._requeue_restored_trials(trials, resume_config)
             return
-        # Trial.reset() makes a random id; the planned one is the same in every attempt
-        with replaced(Trial, "generate_id", classmethod(lambda _cls: new_id)):
-            super()._requeue_restored_trials(trials, resume_config)
+        (trial,) = trials
+        self.requeue(trial, request, ResumeConfig.ResumeType.RESTART)
 
     def add_trial(self, trial: Trial) -> None:
         """Add the trial with the memory that this attempt requests."""

@@ -13,11 +13,14 @@ from kubernetes.client import models
 from airflow_tune_restore.hooks.pods import PatientPodManager
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodWatch
 from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.layout import SHARED_DRIVER
+from airflow_tune_restore.restore.plan import read_part
 from airflow_tune_restore.version_compat import AirflowException, AirflowTaskTimeout
 from tests.support.airflow.names import TaskDeferred
+from tests.support.experiments.built import make_experiment, make_row
 from tests.support.kubernetes.api import NAMESPACE, base
 from tests.support.kubernetes.pods import pod_context
-from tests.support.kubernetes.stand_in import BOTH, SCRIPT, follow
+from tests.support.kubernetes.stand_in import BOTH, SCRIPT, StandInTrial, follow
 from tests.support.waiting import eventually
 
 MEMORY = models.V1ResourceRequirements(limits={"memory": "6Gi"})
@@ -172,3 +175,16 @@ def test_a_server_that_sends_any_retry_after_is_asked_again_soon(trial, api):
     begun = time.monotonic()
     assert trial.run()["attempt"] == 1
     assert time.monotonic() - begun < 60
+
+
+def test_trials_that_may_share_a_driver_have_a_pod_each(api, tmp_path):
+    rows = [make_row(name, status="ERROR") for name in ("a1", "a2")]
+    experiment = make_experiment(tmp_path / "sweeps" / "short", rows)
+    trial = StandInTrial(api, experiment, strategy="shared_driver")
+    assert read_part(trial.store, trial.restore_id, trial.item["trial_id"]).to_run[0].shares_driver
+    trial.open()
+    assert trial.restore(deferred=False)["attempt"] == 1
+    records = AttemptRecords(trial.store, trial.restore_id, trial.item["trial_id"])
+    assert not records.request(1).is_shared
+    assert AttemptRecords(trial.store, trial.restore_id, SHARED_DRIVER).numbers() == []
+    assert len(api.created) == 1

@@ -89,6 +89,10 @@ class Restoring:
             self.trial.trial_id,
             RunnerSettings(trainable=self.trainable, address=self.address, imports=self.imports),
         )
+        return self.changed(request, **changes)
+
+    def changed(self, request: RunnerRequest, **changes: Any) -> RunnerRequest:
+        """Write changes over a stored request."""
         if changes:
             request = replace(request, **changes)
             self.store.put(_request_key(request), request.to_json())

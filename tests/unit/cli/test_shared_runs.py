@@ -100,14 +100,14 @@ def test_after_the_death_of_a_driver_those_it_had_begun_run_alone(store, run_all
     started = run_all(script)
     assert started == [(DRIVER, 1), (DRIVER, 2), ("first", 2)]
     shown = capsys.readouterr().err
-    assert "Trial first: its driver died. It runs alone now." in shown
+    assert "Trial first goes on in a driver of its own: its shared driver died." in shown
     assert read_failures(store, "r1", "first") == ()  # nobody knows which trial killed it
     assert {change.note for change in commit_restore(store, "r1").changes} != {"was not started"}
 
 
 def test_a_driver_that_begins_nothing_is_not_started_again(store, run_all, caplog):
     assert run_all(lambda *of: drive(store, *of, dies_after=0)) == [(DRIVER, 1)]
-    assert "all that share a driver" in caplog.text
+    assert "the shared driver" in caplog.text
 
 
 def test_a_refused_driver_gives_its_reason_once(store, run_all, caplog):

@@ -216,3 +216,15 @@ def test_a_packed_list_keeps_whole_digests_while_they_fit(monkeypatch):
 )
 def test_hours_in_words(hours, words):
     assert describe_hours(hours) == words
+
+
+@pytest.mark.parametrize(
+    ("where", "way"),
+    [
+        ("local", "2 of 3 trials to run, all in a driver that they share"),
+        ("kubernetes", "2 of 3 trials to run, each in a run of its own"),
+    ],
+)
+def test_it_says_that_trials_share_a_driver_but_never_a_pod(errored, where, way):
+    _, _, pushed = run(preview(errored, strategy="shared_driver", launcher=where))
+    assert way in pushed["body"]

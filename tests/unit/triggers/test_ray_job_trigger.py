@@ -13,10 +13,12 @@ from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.jobs_api import RayJob
 from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.desk import Desk
 from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.triggers import ray_job, ray_job_poller, trial_poller
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
+from airflow_tune_restore.triggers.shared_poller import SharedPoller
 from tests.support.airflow.names import RELEASE, before_3_3, since_3_3
 from tests.support.records import Attempt, leave_outcome
 from tests.support.waiting import PATIENCE_SECONDS
@@ -186,6 +188,41 @@ def test_killing_stops_the_job_or_in_a_whole_experiment_run_the_trial(
     assert len(store.list_dir(layout.stops_dir("r1", 1))) == is_one_of_many
 
 
+def test_the_event_of_a_shared_driver_names_it(head, store):
+    one = trigger(store, is_one_of_many=True, ends_with_job=False, driver=3)
+    event = fire(head, one, lambda: leave_outcome(store, Attempt("r1", "t1")))
+    assert (event["attempt"], event["driver"]) == (1, 3)
+
+
+def test_killing_one_that_shares_a_driver_stops_it_alone(head, store, monkeypatch, capfd):
+    killed = trigger(store, is_one_of_many=True, driver=3)
+    monkeypatch.setattr(killed, "_still_waits", lambda: False)
+    asyncio.run(killed.on_kill())
+    assert head.stopped == []
+    assert Desk(store, "r1").read().to_stop == {("r1", "t1", 1)}
+    assert "Asking the shared driver to stop this trial" in capfd.readouterr().out
+
+
+def test_hundreds_that_share_a_job_ask_for_it_together(head, store, monkeypatch):
+    """Requests to the head, and what it must hold, do not grow with the tasks."""
+    ended = []
+
+    async def main():
+        async def wait():
+            one = trigger(store, is_one_of_many=True, ends_with_job=False, driver=1)
+            ended.append(await anext(event.payload async for event in one.run()))
+
+        tasks = [asyncio.create_task(wait()) for _ in range(200)]
+        await look_twice(head)
+        assert len(SharedPoller._all) == 2  # one of the cluster, one of the restore
+        leave_outcome(store, Attempt("r1", "t1"))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+    assert len(ended) == 200
+
+
 def cancel(head, waiting) -> None:
     """End a trigger that waits, as a triggerer does: when it ends itself, or when the task is killed."""
 
@@ -342,13 +379,17 @@ def test_a_log_that_cannot_be_read_is_reported_once_and_decides_nothing(head, st
 # the window
 
 
-@pytest.mark.parametrize(("of_many", "unit"), [(False, "t1"), (True, layout.WHOLE_EXPERIMENT)])
+@pytest.mark.parametrize(
+    ("of_many", "driver", "unit"),
+    [(False, 0, "t1"), (True, 0, layout.WHOLE_EXPERIMENT), (True, 2, layout.SHARED_DRIVER)],
+)
 def test_at_the_end_of_the_window_it_stops_a_job_that_still_waits_and_fires(
-    head, store, of_many, unit
+    head, store, of_many, driver, unit
 ):
     head.status = "PENDING"
     soon = (datetime.now(UTC) + timedelta(seconds=0.2)).isoformat()
-    one = trigger(store, is_one_of_many=of_many, ends_with_job=not of_many, stop_at=soon)
+    kind = {"is_one_of_many": of_many, "ends_with_job": not of_many, "driver": driver}
+    one = trigger(store, **kind, stop_at=soon)
 
     async def main():
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -357,10 +398,11 @@ def test_at_the_end_of_the_window_it_stops_a_job_that_still_waits_and_fires(
     event = asyncio.run(main())
     assert (event["attempt"], event["is_lost"], event["trouble"]) == (1, False, "")
     assert head.stopped == ["j1"]
-    store.get(layout.stopped_key("r1", unit, 1))
+    store.get(layout.stopped_key("r1", unit, driver or 1))
 
 
 def test_a_trigger_of_an_older_version_stops_nothing(store):
     _, arguments = trigger(store).serialize()
-    del arguments["stop_at"]
-    assert RayJobTrigger(**arguments).stop_at == ""
+    del arguments["stop_at"], arguments["driver"]
+    old = RayJobTrigger(**arguments)
+    assert (old.stop_at, old.driver) == ("", 0)

@@ -53,9 +53,9 @@ def test_an_id_is_of_one_attempt_alone_and_fits_into_a_path():
         submission_id(experiment, restore, trial, attempt)
         for experiment in ("s3://a", "s3://b")
         for restore in ("r1", "r2")
-        for trial in ("a b/1", "*", "a-b-1")
+        for trial in ("a b/1", "*", "**", "a-b-1")
         for attempt in (1, 2)
     }
-    assert len(ids) == 24
+    assert len(ids) == 32
     assert all(name.replace("-", "").replace("_", "").isalnum() for name in ids)
     assert submission_id("s3://a", "r1", "a", 1) == submission_id("s3://a", "r1", "a", 1)

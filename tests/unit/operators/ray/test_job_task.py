@@ -15,6 +15,7 @@ from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.operators.retry_policy import FIRST_WAIT, TRIAL_RETRY_POLICY
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.desk import Desk
 from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
@@ -26,7 +27,7 @@ from airflow_tune_restore.version_compat import (
 from tests.support.airflow.context import make_context
 from tests.support.airflow.names import TaskDeferred, since_3_3
 from tests.support.ray.fake_jobs import FakeJobs
-from tests.support.records import Attempt, ending, leave_outcome
+from tests.support.records import Attempt, beat, ending, leave_outcome
 from tests.support.waiting import set_time
 
 LONG_AGO = {"is_lost": False, "offset": 0, "seen": 0}
@@ -346,3 +347,112 @@ def test_a_finished_trial_needs_no_lease_any_more(item, jobs, store):
     lease.release(store, lease.check_held(store, item["restore_id"]))
     assert trial(item).execute(make_context())["iteration"] == 6
     assert jobs.posted == []
+
+
+# a driver that trials share
+
+
+@pytest.fixture
+def shared(errored):
+    """The items of two trials that share a driver."""
+    planner = BuildRestorePlanOperator(
+        task_id="plan", experiments=str(errored), resume_errored=True, stale_after=0,
+        strategy="shared_driver",
+    )  # fmt: skip
+    return {item["trial_id"]: item for item in planner.execute(make_context())}
+
+
+def test_trials_that_share_wait_for_one_job_each_for_its_own_outcome(shared, jobs):
+    context = make_context()
+    one, other = deferred(trial(shared["a3"]), context), deferred(trial(shared["a1"]))
+    (posted,) = jobs.posted
+    assert {one.submission_id, other.submission_id} == {posted["submission_id"]}
+    assert (one.trial_id, one.attempt, one.driver) == ("a3", 1, 1)
+    assert (one.is_one_of_many, one.ends_with_job) == (True, False)
+    assert (one.shows_output, other.shows_output) == (True, False)
+    assert context["ti"].pushed["ray_job_url"].endswith(posted["submission_id"])
+
+
+def test_the_outcome_of_one_that_shares_is_judged_as_any_other(shared, jobs, store):
+    item = shared["a3"]
+    deferred(trial(item))
+    run_outcome(store, item, Result.FINISHED, iteration=6)
+    fired = event(item, driver=1)
+    assert trial(item).execute_complete(make_context(), fired)["iteration"] == 6
+    assert len(jobs.posted) == 1
+
+
+def test_one_that_failed_in_a_shared_driver_has_a_job_of_its_own_in_the_retry(shared, jobs, store):
+    item = shared["a3"]
+    first = deferred(trial(item))
+    run_outcome(store, item, Result.FAILED, iteration=4)
+    with pytest.raises(AirflowException, match="failed again"):
+        trial(item).execute_complete(make_context(), event(item, driver=1))
+    again = deferred(trial(item))
+    assert (again.attempt, again.driver, again.is_one_of_many) == (2, 0, False)
+    assert again.submission_id != first.submission_id
+
+
+def test_after_the_death_of_a_shared_job_its_trial_runs_alone_and_the_next_goes_on(
+    shared, jobs, store
+):
+    begun, waiting = shared["a3"], shared["a1"]
+    deferred(trial(begun))
+    deferred(trial(waiting))
+    beat(store, Attempt(begun["restore_id"], layout.SHARED_DRIVER))
+    beat(store, Attempt(begun["restore_id"], "a3"))
+    jobs.end("FAILED", driver_exit_code=-9)
+    with pytest.raises(TaskDeferred) as alone:
+        trial(begun).execute_complete(make_context(), event(begun, driver=1))
+    assert (alone.value.trigger.attempt, alone.value.trigger.driver) == (2, 0)
+    with pytest.raises(TaskDeferred) as next_driver:
+        trial(waiting).execute_complete(make_context(), event(waiting, driver=1))
+    assert (next_driver.value.trigger.attempt, next_driver.value.trigger.driver) == (1, 2)
+    assert len(jobs.posted) == 3
+
+
+def test_one_that_waited_too_long_in_a_shared_job_stops_alone(shared, jobs, store):
+    item, context = shared["a3"], make_context()
+    deferred(trial(item), context)
+    with pytest.raises(TaskDeferralTimeout):
+        trial(item).resume_execution(TRIGGER_FAIL_REPR, {"error": "Trigger timeout"}, context)
+    assert jobs.stopped == []
+    found = Desk(store, item["restore_id"]).read()
+    assert [attempt.trial_id for attempt in found.to_stop] == ["a3"]
+
+
+def test_one_that_runs_alone_after_sharing_is_stopped_with_its_own_job(shared, jobs, store):
+    item, context = shared["a3"], make_context()
+    deferred(trial(item))
+    run_outcome(store, item, Result.INTERRUPTED)
+    again = deferred(trial(item), context)
+    with pytest.raises(TaskDeferralTimeout):
+        trial(item).resume_execution(TRIGGER_FAIL_REPR, {"error": "Trigger timeout"}, context)
+    assert jobs.stopped == [again.submission_id]
+
+
+def test_killing_one_that_shares_in_the_worker_stops_it_alone(shared, jobs, store):
+    item = shared["a3"]
+    operator = trial(item, deferrable=False)
+    looked = []
+
+    def find(name):
+        looked.append(name)
+        if len(looked) == 3:
+            operator.on_kill()
+            run_outcome(store, item, Result.INTERRUPTED, iteration=3)
+        return jobs.jobs.get(name)
+
+    jobs.find = find
+    with pytest.raises(AirflowException, match="was stopped at iteration 3"):
+        operator.execute(make_context())
+    assert jobs.stopped == []
+    assert Desk(store, item["restore_id"]).read().to_stop
+
+
+def test_the_state_store_of_one_that_shares_has_the_job_of_the_driver(shared, jobs):
+    context = {**make_context(), "task_state_store": StateStore()}
+    trigger = deferred(trial(shared["a3"]), context)
+    (remembered,) = context["task_state_store"].values()
+    assert remembered == {"attempt": 1, "submission_id": trigger.submission_id}
+    assert deferred(trial(shared["a3"]), context).submission_id == trigger.submission_id

@@ -1,0 +1,79 @@
+"""Trials of one real restore that share drivers, step by step."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.desk import Desk
+from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerRequest
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
+from airflow_tune_restore.restore.shared_driver import hand_over
+from tests.support.ray.real_restore import Process, Restoring
+
+
+def multiply(experiment: Path, count: int) -> None:
+    """Let the trial of an experiment that failed be there `count` times: its row, and its directory."""
+    (path,) = experiment.glob("experiment_state-*.json")
+    state = json.loads(path.read_text())
+    (failed,) = (row for row in state["trial_data"] if json.loads(row[0])["status"] == "ERROR")
+    trial = json.loads(failed[0])
+    stem, _, number = trial["trial_id"].rpartition("_")
+    for more in range(int(number) + 1, int(number) + count):
+        copy = f"{stem}_{more:05d}"
+
+        def renamed(text: str, copy: str = copy) -> str:
+            text = text.replace(trial["trial_id"], copy)
+            # in pickles, too; both names have the same length
+            return text.replace(trial["trial_id"].encode().hex(), copy.encode().hex())
+
+        state["trial_data"].append([renamed(part) for part in failed])
+        directory = renamed(trial["relative_logdir"])
+        shutil.copytree(experiment / trial["relative_logdir"], experiment / directory)
+        rows = experiment / directory / layout.RESULT_FILE
+        rows.write_text(renamed(rows.read_text()))
+    path.write_text(json.dumps(state))
+
+
+class Sharing(Restoring):
+    """A restore whose trials share drivers; each driver is a runner of its own."""
+
+    def __init__(self, uri: str | Path, kind: str, **options: Any) -> None:
+        super().__init__(uri, kind, **{"strategy": "shared_driver", **options})
+        self.desk = Desk(self.store, self.restore_id)
+
+    @property
+    def trial_ids(self) -> list[str]:
+        """The trials to run, in the order of the plan."""
+        return [trial.trial_id for trial in self.plan.to_run]
+
+    @property
+    def settings(self) -> RunnerSettings:
+        return RunnerSettings(trainable=self.trainable, address=self.address, imports=self.imports)
+
+    def hand_over(self, *trial_ids: str, closes: bool = True) -> None:
+        """Do what the tasks of trials do; then nobody hands over more, if it `closes`."""
+        for trial_id in trial_ids:
+            request = hand_over(self.store, self.plan, trial_id, self.settings, log=lambda *_: None)
+            assert request is not None
+        if closes:
+            self.desk.close()
+
+    def claim(self, **changes: Any) -> RunnerRequest:
+        """Claim the next driver."""
+        request = claim_attempt(self.store, self.plan, layout.SHARED_DRIVER, self.settings)
+        return self.changed(request, **changes)
+
+    def start_driver(self, **changes: Any) -> tuple[RunnerRequest, Process]:
+        return self.start(**changes)
+
+    def records(self, trial_id: str) -> AttemptRecords:
+        return AttemptRecords(self.store, self.restore_id, trial_id)
+
+    def outcome(self, trial_id: str) -> RunnerOutcome | None:
+        return self.records(trial_id).outcome(1)
+
+    def has_begun(self, trial_id: str) -> bool:
+        return self.records(trial_id).has_begun(1)
