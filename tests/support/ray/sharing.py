@@ -8,14 +8,18 @@ from typing import Any
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.desk import Desk
+from airflow_tune_restore.protocol.records import is_listed
 from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.shared_driver import hand_over
-from tests.support.ray.real_restore import Process, Restoring
+from tests.support.ray.real_restore import Ran, Restoring
 
 
 def multiply(experiment: Path, count: int) -> None:
-    """Let the trial of an experiment that failed be there `count` times: its row, and its directory."""
+    """Let the trial of an experiment that failed be there `count` times: its row, and its directory.
+
+    The role of the nth is `fails n`, but for the first.
+    """
     (path,) = experiment.glob("experiment_state-*.json")
     state = json.loads(path.read_text())
     (failed,) = (row for row in state["trial_data"] if json.loads(row[0])["status"] == "ERROR")
@@ -26,6 +30,7 @@ def multiply(experiment: Path, count: int) -> None:
 
         def renamed(text: str, copy: str = copy) -> str:
             text = text.replace(trial["trial_id"], copy)
+            text = text.replace('"role": "fails"', f'"role": "fails {copy[-1]}"')
             # in pickles, too; both names have the same length
             return text.replace(trial["trial_id"].encode().hex(), copy.encode().hex())
 
@@ -66,9 +71,6 @@ class Sharing(Restoring):
         request = claim_attempt(self.store, self.plan, layout.SHARED_DRIVER, self.settings)
         return self.changed(request, **changes)
 
-    def start_driver(self, **changes: Any) -> tuple[RunnerRequest, Process]:
-        return self.start(**changes)
-
     def records(self, trial_id: str) -> AttemptRecords:
         return AttemptRecords(self.store, self.restore_id, trial_id)
 
@@ -77,3 +79,20 @@ class Sharing(Restoring):
 
     def has_begun(self, trial_id: str) -> bool:
         return self.records(trial_id).has_begun(1)
+
+    def exists(self, key: str) -> bool:
+        return is_listed(self.store, key)
+
+    def progress(self, trial_id: str) -> list[int]:
+        """Return the iterations that a follower of the trial sees."""
+        tail = self.records(trial_id).progress(1)
+        return [report.iteration for report in tail.reports] if tail is not None else []
+
+    def claim_own(self, trial_id: str) -> RunnerRequest:
+        """Claim the next attempt of a trial for a runner of its own."""
+        return claim_attempt(self.store, self.plan, trial_id, self.settings)
+
+    def run_alone(self, trial_id: str) -> Ran:
+        """Run the next attempt of a trial in a runner of its own."""
+        request = self.claim_own(trial_id)
+        return self.finish(request, self.launcher.start(request))

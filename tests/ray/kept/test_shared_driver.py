@@ -1,0 +1,142 @@
+"""Trials that share a driver end as with `Tuner.restore`, and each of them by itself."""
+
+import itertools
+import json
+
+import pytest
+
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.request import EXIT_FINISHED, Result
+from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.storage.fs import open_store
+from tests.support.ray.compared import RESUMED, Case, ask_ray, compare
+from tests.support.ray.real_restore import RESTORE_ID
+from tests.support.ray.sharing import Sharing, multiply
+from tests.support.waiting import eventually
+
+EVERY = [1, 2, 3, 4, 5, 6]
+
+CASES = [
+    Case("two, and two that differ", "two_errored", RESUMED),
+    Case("restarted", "errored", {"restart_errored": True}),
+    Case("fail again", "errored", RESUMED, healed=False),
+    Case("with a stopper and a callback", "extras", RESUMED),
+    Case("class", "class", RESUMED),
+    Case("with retries", "retries", RESUMED, healed=False),
+    Case("with parameters", "with_parameters", RESUMED),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_trials_on_one_driver_end_as_with_tuner_restore(hosts, copied, tmp_path, case):
+    original = copied(case.kind)
+    if case.kind != "two_errored":
+        multiply(original, 3)
+    theirs = ask_ray(hosts, case, original, tmp_path)
+    directory = copied(case.kind, "ours")
+    if case.kind != "two_errored":
+        multiply(directory, 3)
+    sharing = Sharing(
+        directory, case.kind, hosts=hosts, healed=case.healed,
+        flags=ResumeFlags.from_flags(**case.flags),
+    )  # fmt: skip
+    sharing.hand_over(*sharing.trial_ids)
+    ran = sharing.run()
+    assert (ran.code, ran.outcome.result) == (EXIT_FINISHED, "finished"), ran.output
+    expected = Result.FINISHED if case.healed else Result.FAILED
+    assert [sharing.outcome(t).result for t in sharing.trial_ids] == [expected] * len(
+        sharing.trial_ids
+    ), ran.output
+    commit_restore(sharing.store, RESTORE_ID)
+    compare(hosts.ray.call("describe", str(directory)), theirs, case)
+
+
+def test_each_trial_ends_by_itself_and_none_runs_beside_another_if_one_at_a_time_may(
+    hosts, copied, tmp_path
+):
+    directory = copied("errored")
+    multiply(directory, 8)
+    journal = tmp_path / "journal"
+    env = {
+        "TUNE_TEST_JOURNAL": str(journal),
+        "TUNE_TEST_FAILING_ROLE": "fails 2",
+        "TUNE_TEST_DYING_ROLE": "fails 3",
+    }
+    sharing = Sharing(directory, "errored", hosts=hosts, env=env)
+    first, raising, dying, cut, odd, stopped, alone, last = sharing.trial_ids
+    sharing.hand_over(*(set(sharing.trial_ids) - {alone}))
+    sharing.desk.ask_to_stop(stopped, 1)
+    own = sharing.claim_own(alone)  # a runner of its own runs it, and somebody lays it there, too
+    sharing.desk.hand_over(alone, 1)
+    sharing.store.put(f"{layout.desk_dir(RESTORE_ID)}/..%2F..@000001.run.json", b"{}")
+    sharing.store.put(f"{layout.desk_dir(RESTORE_ID)}/nobody@000001.run.json", b"{}")
+    seed = json.loads(sharing.store.get(layout.seed_key(RESTORE_ID, odd)))
+    sharing.store.put(layout.seed_key(RESTORE_ID, cut), json.dumps(seed).encode()[:1000])
+    seed["trial_data"][0][0] = seed["trial_data"][0][0].replace("CLOUDPICKLE", "ANOTHER")
+    sharing.store.put(layout.seed_key(RESTORE_ID, odd), json.dumps(seed).encode())
+
+    ran = sharing.run(concurrent=1)
+
+    assert ran.code == EXIT_FINISHED, ran.output
+    outcomes = {trial_id: sharing.outcome(trial_id) for trial_id in sharing.trial_ids}
+    assert own.trial_id == alone
+    assert outcomes.pop(alone) is None
+    assert not sharing.has_begun(alone)
+    assert {trial_id: outcome.result for trial_id, outcome in outcomes.items()} == {
+        first: "finished",
+        raising: "failed",
+        dying: "failed",
+        cut: "refused",
+        odd: "refused",
+        stopped: "interrupted",
+        last: "finished",
+    }
+    assert outcomes[raising].error == "out of luck again at iteration 4"
+    assert outcomes[raising].place.startswith("tests/trainables.py:")
+    assert "is not a valid state of one trial" in outcomes[cut].error
+    assert "Ray cannot restore it" in outcomes[odd].error
+    assert outcomes[stopped].error == "stopped before the trial ran"
+    saved = [t for t in outcomes if sharing.exists(layout.snapshot_key(RESTORE_ID, t, 1))]
+    assert saved == [first, raising, dying, last]
+    left = {attempt.trial_id for attempt in sharing.desk.read().to_run}
+    assert left == {alone, "../..", "nobody"}
+    trained = [json.loads(line)["trial"] for line in journal.read_text().splitlines()]
+    turns = [role for role, _ in itertools.groupby(trained)]
+    assert sorted(turns) == ["fails", "fails 2", "fails 3", "fails 8"]
+    commit_restore(sharing.store, RESTORE_ID)
+
+
+def test_one_trial_is_stopped_and_goes_on_later_in_a_runner_of_its_own(hosts, copied, gate):
+    directory = copied("errored")
+    multiply(directory, 3)
+    sharing = Sharing(directory, "errored", hosts=hosts, env=gate.env)
+    stopped, *others = sharing.trial_ids
+    sharing.hand_over(*sharing.trial_ids, closes=False)
+    request, driver = sharing.start()
+    store = open_store(str(directory))
+    eventually(lambda: all(sharing.progress(trial_id) == [4] for trial_id in sharing.trial_ids))
+    sharing.desk.ask_to_stop(stopped, 1)
+    eventually(lambda: sharing.outcome(stopped) is not None)
+    outcome = sharing.outcome(stopped)
+    assert (outcome.result, outcome.error_type, outcome.iteration) == (
+        "interrupted",
+        "Interrupted",
+        4,
+    )
+    gate.open()
+    eventually(lambda: all(sharing.outcome(trial_id) is not None for trial_id in others))
+    assert sharing.progress(others[0]) == [4, 5, 6]
+    assert sharing.desk.read().to_run == []
+    sharing.desk.close()
+    ran = sharing.finish(request, driver)
+    assert ran.code == EXIT_FINISHED, ran.output
+    assert [sharing.outcome(trial_id).result for trial_id in others] == ["finished", "finished"]
+
+    sharing.trial = sharing.plan.trial(stopped)
+    assert sharing.snapshot()[0]["status"] == "PAUSED"
+    ran = sharing.run_alone(stopped)
+    assert (ran.request.attempt, ran.code) == (2, EXIT_FINISHED), ran.output
+    assert ran.outcome.metrics["started_from"] in (3, 4)
+    assert sharing.iterations() == sharing.csv_iterations() == EVERY
+    commit_restore(store, RESTORE_ID)
