@@ -27,6 +27,8 @@ ray._private.node, 2.60), which can be too short if many start at once on a busy
 PRIVATE_ENV = {
     # no workers that wait without the environment of a trial: no trial can use them
     "RAY_prestart_worker_first_driver": "0",
+    # nobody can find the port of its metrics, which the dashboard would publish
+    "RAY_enable_metrics_collection": "0",
     # a trial that waits is placed within 0.1 s of the end of another one, not within 1 s
     "RAY_gcs_create_placement_group_retry_max_interval_ms": "100",
 }
@@ -108,7 +110,7 @@ def _without_helpers() -> Iterator[None]:
 
     for name, value in PRIVATE_ENV.items():
         os.environ.setdefault(name, value)
-    helpers = {
+    helpers: dict[tuple[Any, str], Any] = {
         (node.Node, "start_api_server"): _start_nothing,
         (node.Node, "start_monitor"): _start_nothing,
         (utils, "get_dashboard_dependency_error"): lambda: ImportError("a private Ray has none"),
