@@ -10,6 +10,7 @@ Credentials come from the environment. It needs only ray, pyarrow and fsspec.
 """
 
 import argparse
+import atexit
 import contextlib
 import json
 import logging
@@ -155,6 +156,21 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _exit_at_once(codes: list[int]) -> None:
+    """Exit with the code, if there is one, and leave the memory to the system.
+
+    To undo the imports of Ray and the user's code would take half a second.
+    """
+    if codes:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(codes[0])
+
+
 if __name__ == "__main__":
     unbroken_stdout.keep_open()
-    sys.exit(main())
+    exit_codes: list[int] = []
+    # the first to be registered is the last to be called: other threads and handlers have ended
+    atexit.register(_exit_at_once, exit_codes)
+    exit_codes.append(main())
+    sys.exit(exit_codes[0])
