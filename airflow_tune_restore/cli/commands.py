@@ -1,5 +1,6 @@
 """The commands of `tune-restore`: the same restore from a shell, without Airflow. `output` prints."""
 
+import contextlib
 import gc
 import io
 import logging
@@ -192,6 +193,7 @@ def restore(  # noqa: PLR0913  one group of options per subject
         sigterm_as_ctrl_c() as stop,
         runner_credentials(experiment) as store_env,
         Progress(quiet=as_json) as progress,
+        contextlib.ExitStack() as launchers,
     ):
         where.build(store_env)  # an option that cannot be used is refused before anything is read
 
@@ -201,7 +203,10 @@ def restore(  # noqa: PLR0913  one group of options per subject
                 progress.say(
                     f"note: --on {where.on} does not use these fields of the recipe: {names}"
                 )
-            return where.build(store_env, recipe)
+            launcher = where.build(store_env, recipe)
+            if isinstance(launcher, contextlib.AbstractContextManager):
+                launchers.enter_context(launcher)
+            return launcher
 
         try:
             summary = restore_experiment(store, build_launcher, options, progress)

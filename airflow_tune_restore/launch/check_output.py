@@ -1,5 +1,6 @@
 """The output of the process that checks a trainable: answers, the stage it was in, and errors."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -11,6 +12,7 @@ from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.protocol.request import EXIT_REFUSED
 
 _ERROR = "error: "
+_MOST_OTHERS = 1000
 
 
 @dataclass(slots=True)
@@ -22,12 +24,14 @@ class CheckOutput:
         stage: What the process did last; "" if it printed none.
         refusal: Its last error, in one sentence; "" if it printed none.
         last_line: The last line on its stderr.
+        others: What else it printed, last on stderr: what the user's code says at its import.
     """
 
     answers: dict[str, CheckAnswer] = field(default_factory=dict)
     stage: str = ""
     refusal: str = ""
     last_line: str = ""
+    others: deque[str] = field(default_factory=lambda: deque(maxlen=_MOST_OTHERS))
 
     @classmethod
     def read(cls, stdout: IO[bytes], stderr: IO[bytes]) -> "CheckOutput":
@@ -39,7 +43,11 @@ class CheckOutput:
                 output.stage = printable(stage)
             elif (answer := CheckAnswer.from_line(line)) is not None:
                 output.answers[answer.experiment] = answer
-        for line in filter(None, map(str.strip, _lines(stderr))):
+            elif line:
+                output.others.append(line)
+        for whole in filter(str.strip, _lines(stderr)):
+            output.others.append(whole)
+            line = whole.strip()
             output.last_line = printable(line, NOTE_LENGTH)
             if line.startswith(_ERROR):
                 output.refusal = output.last_line.removeprefix(_ERROR)

@@ -6,12 +6,12 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import airflow_tune_restore
 from airflow_tune_restore.exceptions import InvalidInputError
@@ -19,6 +19,7 @@ from airflow_tune_restore.launch.account import Account, runner_account
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.launch.check_output import CheckOutput
 from airflow_tune_restore.launch.process import RunnerProcess, remove_home
+from airflow_tune_restore.launch.waiting import WaitingRunner
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptId
 from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT, CheckAnswer, CheckRequest
@@ -91,6 +92,9 @@ def user_code_paths() -> list[str]:
 class LocalLauncher:
     """Starts runners as child processes.
 
+    As a context manager it keeps the process of a check for the next attempt, which then imports nothing
+    again; at the end of the block, it ends one that waits in vain.
+
     Args:
         python: Interpreter that has Ray and the user's code; it need not have Airflow.
         env: Variables for the runner, in addition to those of this process without Airflow's. Credentials
@@ -109,6 +113,19 @@ class LocalLauncher:
     _started: dict[AttemptId, RunnerProcess] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _kept: "_KeptCheck" = field(
+        default_factory=lambda: _KeptCheck(), init=False, repr=False, compare=False
+    )
+
+    def __enter__(self) -> Self:
+        """Keep the process of a check from now on."""
+        self._kept.is_wanted = True
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """End the process of a check that no attempt has followed."""
+        self._kept.is_wanted = False
+        self._kept.end()
 
     def settings(self, settings: RunnerSettings) -> RunnerSettings:
         """Return the settings with those of this launcher: a private Ray is as large as its machine."""
@@ -122,11 +139,17 @@ class LocalLauncher:
         """
         if (started := self.find(request)) is not None:
             return started
+        arguments = [*_run_arguments(request), "--parent-pid", str(os.getpid())]
+        run = self._kept.run(arguments) or self._start(arguments)
+        self._started[_attempt_id(request)] = run
+        return run
+
+    def _start(self, arguments: Sequence[str]) -> RunnerProcess:
         home, env = self._prepare(copies_key=self.account is not None)
         self._hand_over(home)
         try:
             process = subprocess.Popen(  # noqa: S603  the arguments are fixed
-                [*self._run_command(request), "--parent-pid", str(os.getpid())],
+                self._command(arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -141,8 +164,7 @@ class LocalLauncher:
         except OSError as error:
             remove_home(home)
             raise self._cannot_start(error) from error
-        run = self._started[_attempt_id(request)] = RunnerProcess(process, home)
-        return run
+        return RunnerProcess(process, home)
 
     def find(self, request: RunnerRequest) -> RunnerProcess | None:
         """Return the runner of an attempt if this launcher has started it; others cannot be found."""
@@ -171,7 +193,7 @@ class LocalLauncher:
             self._hand_over(home)
             try:
                 subprocess.Popen(  # noqa: S603  the arguments are fixed
-                    [*self._run_command(request), "--home", home.as_posix()],
+                    self._command([*_run_arguments(request), "--home", home.as_posix()]),
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=subprocess.STDOUT,
@@ -199,36 +221,79 @@ class LocalLauncher:
         """
         home, env = self._prepare(copies_key=self.account is not None)
         self._hand_over(home)
-        exit_code: int | None = None
         # files, not pipes: a process that the user's module leaves behind may keep a pipe open
         with TemporaryFile() as question, TemporaryFile() as answers, TemporaryFile() as errors:
             question.write(request.to_json())
             question.seek(0)
-            try:
-                exit_code = subprocess.run(  # noqa: S603  the arguments are fixed
-                    [self.python, "-m", f"{_PACKAGE}.runner", "check"],
-                    stdin=question,
-                    stdout=answers,
-                    stderr=errors,
-                    env=env,
-                    timeout=timeout.total_seconds(),
-                    check=False,
-                    **self._account_arguments(),
-                ).returncode
-            except OSError as error:
-                raise self._cannot_start(error) from error
-            except subprocess.TimeoutExpired:
-                pass  # `read_answers` reports it
-            finally:
-                remove_home(home)
-            return CheckOutput.read(answers, errors).answers_to(
+            streams = {"stdin": question, "stdout": answers, "stderr": errors, "env": env}
+            limit = timeout.total_seconds()
+            runner: WaitingRunner | None = None
+            if self._kept.is_wanted and _only_imports(request):
+                runner, exit_code = self._check_and_wait(streams, home, limit)
+            else:
+                exit_code = self._check(streams, home, limit)
+            output = CheckOutput.read(answers, errors)
+        try:
+            found = output.answers_to(
                 request, python=self.python, exit_code=exit_code, timeout=timeout
             )
+        finally:
+            if runner is not None:
+                self._kept.keep(runner, output.others)
+        return found
 
-    def _run_command(self, request: RunnerRequest) -> list[str]:
-        key = layout.request_key(*_attempt_id(request))
-        command = ["run", "--experiment", request.experiment, "--request", key]
-        return [self.python, "-m", f"{_PACKAGE}.runner", *command]
+    def _check(self, streams: Mapping[str, Any], home: Path, limit: float) -> int | None:
+        """Check in a process that then exits. Returns its exit code, or None if the time is over."""
+        try:
+            return subprocess.run(  # noqa: S603  the arguments are fixed
+                self._command(["check"]),
+                timeout=limit,
+                check=False,
+                **streams,
+                **self._account_arguments(),
+            ).returncode
+        except OSError as error:
+            raise self._cannot_start(error) from error
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            remove_home(home)
+
+    def _check_and_wait(
+        self, streams: Mapping[str, Any], home: Path, limit: float
+    ) -> tuple[WaitingRunner | None, int | None]:
+        """Check in a process that then waits for an attempt.
+
+        Returns the process, if it waits, and what `_check` returns.
+        """
+
+        def start(arguments: list[str], descriptors: Sequence[int]) -> "subprocess.Popen[str]":
+            return subprocess.Popen(  # noqa: S603  the arguments are fixed
+                self._command(["check", *arguments]),
+                pass_fds=descriptors,
+                text=True,
+                start_new_session=True,
+                **streams,
+                **self._account_arguments(),
+            )
+
+        try:
+            runner = WaitingRunner(start, home)
+        except OSError as error:
+            remove_home(home)
+            raise self._cannot_start(error) from error
+        try:
+            exit_code = runner.wait(limit)
+        except BaseException:  # Ctrl-C does not reach a session of its own
+            runner.end()
+            raise
+        if runner.is_waiting:
+            return runner, exit_code
+        runner.end()
+        return None, exit_code
+
+    def _command(self, arguments: Sequence[str]) -> list[str]:
+        return [self.python, "-m", f"{_PACKAGE}.runner", *arguments]
 
     def _prepare(self, *, copies_key: bool) -> tuple[Path, dict[str, str]]:
         """Make the runner's directory, and return it with the runner's variables.
@@ -284,6 +349,43 @@ class LocalLauncher:
             f"Cannot start {self.python} as {name}: {error.strerror}. {name} must be able to read and "
             "run it, and to walk every directory above it. Or give another interpreter (python=)."
         )
+
+
+class _KeptCheck:
+    """The process of a check that waits for the next attempt of a launcher."""
+
+    def __init__(self) -> None:
+        self.is_wanted = False
+        self._waiting: list[tuple[WaitingRunner, list[str]]] = []
+
+    def keep(self, runner: WaitingRunner, printed: Iterable[str]) -> None:
+        """Keep a check, with what it has printed, in place of an older one."""
+        self.end()
+        self._waiting.append((runner, list(printed)))
+
+    def run(self, arguments: Sequence[str]) -> RunnerProcess | None:
+        """Let it run an attempt; None if none waits, or if another thread was first."""
+        try:
+            runner, printed = self._waiting.pop()
+        except IndexError:
+            return None
+        return runner.run(arguments, printed)
+
+    def end(self) -> None:
+        """End it, if it waits."""
+        while self._waiting:
+            self._waiting.pop()[0].end()
+
+
+def _only_imports(request: CheckRequest) -> bool:
+    """Whether a check calls no function of the user: a run must find his modules as they are imported."""
+    searchers = (experiment.search_alg for experiment in request.experiments)
+    return request.param_space is None and not any(searchers)
+
+
+def _run_arguments(request: RunnerRequest) -> list[str]:
+    key = layout.request_key(*_attempt_id(request))
+    return ["run", "--experiment", request.experiment, "--request", key]
 
 
 def _attempt_id(request: RunnerRequest) -> AttemptId:

@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from airflow_tune_restore.launch.base import RunState
@@ -42,9 +42,12 @@ class RunnerProcess:
     Args:
         process: The runner, which leads its own session.
         home: Directory of the runner; it is removed when the runner has exited.
+        earlier: Lines that it has printed before, elsewhere.
     """
 
-    def __init__(self, process: "subprocess.Popen[str]", home: Path) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[str]", home: Path, earlier: Iterable[str] = ()
+    ) -> None:
         self._process = process
         self._home = home
         # no locks here: a signal handler that stops the runner may interrupt its reader, and the runner
@@ -59,6 +62,8 @@ class RunnerProcess:
         # an event, not the thread's end: a Ctrl-C in Thread.join makes it forget that it waits (3.11)
         self._exited = threading.Event()
         self._drained = threading.Event()
+        for line in earlier:
+            self._keep(line)
         threading.Thread(target=self._drain, name="runner-output", daemon=True).start()
         threading.Thread(target=self._clean_up, name="runner-exit", daemon=True).start()
 
@@ -120,7 +125,7 @@ class RunnerProcess:
         try:
             self.wait(grace_seconds)
         except TimeoutError:
-            _kill_session(self.pid)
+            kill_session(self.pid)
             self.wait()
 
     def _fetch(self, timeout_seconds: float) -> None:
@@ -167,7 +172,7 @@ class RunnerProcess:
         """
         try:
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-            _kill_session(self.pid)
+            kill_session(self.pid)
             self._process.wait()
             remove_home(self._home)
         finally:
@@ -190,7 +195,7 @@ def _is_result(line: str) -> bool:
     return line.startswith(PROGRESS_PREFIX)
 
 
-def _kill_session(session: int) -> None:
+def kill_session(session: int) -> None:
     """Kill every process of a session and wait until they are gone; Ray's workers start others."""
     deadline = time.monotonic() + KILL_SECONDS
     with contextlib.suppress(ProcessLookupError, PermissionError):

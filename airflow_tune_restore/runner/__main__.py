@@ -1,13 +1,18 @@
 """`python -m airflow_tune_restore.runner`: runs one attempt of a trial or a sweep, or checks a trainable.
 
     run   --experiment URI --request KEY [--parent-pid PID | --home DIRECTORY]
-    check [--trainable NAME [--import MODULE]… [--param-space NAME]]
+    check [--trainable NAME [--import MODULE]… [--param-space NAME]] [--then-run FD FD]
 
 `check` without a trainable reads a `protocol.check.CheckRequest` from stdin and checks its experiments.
+With `--then-run` it writes a line to the second descriptor when it has, and waits at the first one for
+the arguments of `run`, a JSON list in one line. Without one, at the end of file, it exits.
 Credentials come from the environment. It needs only ray, pyarrow and fsspec.
 """
 
 import argparse
+import atexit
+import contextlib
+import json
 import logging
 import os
 import shutil
@@ -46,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     try:
-        return _check(options) if options.command == "check" else _run(options)
+        if options.command == "run":
+            return _run(options)
+        return _check_and_run(options, *options.then_run) if options.then_run else _check(options)
     except (FencedError, LeaseLostError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_FENCED
@@ -76,6 +83,31 @@ def _run(options: argparse.Namespace) -> int:
     return EXIT_CODES[Attempt(store, request, stop, options.parent_pid).run()]
 
 
+def _check_and_run(options: argparse.Namespace, arguments: int, output: int) -> int:
+    """Check, then wait for an attempt, and run it with what is imported."""
+    try:
+        for descriptor in (arguments, output):  # the user's code may start processes
+            os.set_inheritable(descriptor, False)  # noqa: FBT003  positional only
+    except OSError:  # the interpreter is a program that closed them
+        return _check(options)
+    if (code := _check(options)) != 0:
+        return code
+    with contextlib.suppress(BrokenPipeError):
+        os.write(output, b"\n")
+    from airflow_tune_restore.runner import attempt  # noqa: F401  while nothing else is to be done
+
+    with open(arguments, encoding="utf-8") as lines:  # noqa: PTH123  a descriptor
+        given = lines.readline()
+    if not given:
+        return 0
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    for descriptor in (1, 2):
+        os.dup2(output, descriptor)
+    os.close(output)
+    return _run(_parse(json.loads(given)))
+
+
 def _check(options: argparse.Namespace) -> int:
     """Check a trainable with the experiments in stdin, or alone."""
     if options.trainable is None:
@@ -95,7 +127,8 @@ def _check(options: argparse.Namespace) -> int:
         searchers=[experiment.search_alg for experiment in request.experiments],
         show_stage=_show_stage,
     )
-    print(f"{given.text} is the trainable {given.name!r}.")  # noqa: T201
+    if options.trainable is not None:
+        print(f"{given.text} is the trainable {given.name!r}.")  # noqa: T201
     for answer in answers(given, request.experiments, _show_stage):
         print(f"\n{answer.to_line()}", flush=True)  # noqa: T201  the user's code may leave a line open
     return 0
@@ -119,9 +152,25 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     check.add_argument("--trainable", help="check it alone")
     check.add_argument("--param-space")
     check.add_argument("--import", dest="imports", action="append", default=[])
+    check.add_argument("--then-run", nargs=2, type=int, help="stay, and run what is asked for then")
     return parser.parse_args(arguments)
+
+
+def _exit_at_once(codes: list[int]) -> None:
+    """Exit with the code, if there is one, and leave the memory to the system.
+
+    To undo the imports of Ray and the user's code would take half a second.
+    """
+    if codes:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(codes[0])
 
 
 if __name__ == "__main__":
     unbroken_stdout.keep_open()
-    sys.exit(main())
+    exit_codes: list[int] = []
+    # the first to be registered is the last to be called: other threads and handlers have ended
+    atexit.register(_exit_at_once, exit_codes)
+    exit_codes.append(main())
+    sys.exit(exit_codes[0])

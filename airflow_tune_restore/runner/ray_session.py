@@ -1,17 +1,19 @@
 """The Ray that an attempt runs on: a private one of the trial's size, or an existing cluster."""
 
+import contextlib
 import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from airflow_tune_restore.protocol.layout import RUNS_OF_MANY
 from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.protocol.resources import OBJECT_STORE_BYTES
 from airflow_tune_restore.runner import signals
+from airflow_tune_restore.runner.tune.private_api import replaced
 
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray for the driver of a submitted job (ray.job_config, 2.60)."""
@@ -22,6 +24,17 @@ TRIAL_ENV = {"PL_DISABLE_FORK": "1"}
 STARTS = 3
 """Tries to start a private Ray before the attempt fails. Ray waits 30 s for its raylet (fixed in
 ray._private.node, 2.60), which can be too short if many start at once on a busy node."""
+
+PRIVATE_ENV = {
+    # no workers that wait without the environment of a trial: no trial can use them
+    "RAY_prestart_worker_first_driver": "0",
+    # nobody can find the port of its metrics, which the dashboard would publish
+    "RAY_enable_metrics_collection": "0",
+    # a trial that waits is placed within 0.1 s of the end of another one, not within 1 s
+    "RAY_gcs_create_placement_group_retry_max_interval_ms": "100",
+}
+"""Settings of a private Ray's daemons (ray_config_def.h, 2.60), unless the user sets them. An older Ray
+ignores those that it lacks."""
 
 _QUIET = {
     # that token authentication is on, and how to turn it off: at every start, also of a private Ray
@@ -47,7 +60,8 @@ def connect(request: RunnerRequest, asked: Mapping[str, float]) -> None:
         if request.address is not None:
             ray.init(address=request.address, runtime_env=_cluster_env(request), log_to_driver=True)
         else:
-            start(**_private(request, asked))
+            with _without_helpers():
+                start(**_private(request, asked))
 
 
 def join_early(request: RunnerRequest) -> None:
@@ -83,6 +97,34 @@ def start(**options: Any) -> None:
             ray.shutdown()
         else:
             return
+
+
+@contextlib.contextmanager
+def _without_helpers() -> Iterator[None]:
+    """Start no process of a private Ray that serves only its dashboard or an autoscaler.
+
+    Ray starts both processes, and waits for them at the start and the end, also with
+    `include_dashboard=False`. Its agent then runs as in an installation without `ray[default]`. What a
+    Ray does not have is not replaced (ray._private.node and .utils, 2.60).
+    """
+    from ray._private import node, utils
+
+    for name, value in PRIVATE_ENV.items():
+        os.environ.setdefault(name, value)
+    helpers: dict[tuple[Any, str], Any] = {
+        (node.Node, "start_api_server"): _start_nothing,
+        (node.Node, "start_monitor"): _start_nothing,
+        (utils, "get_dashboard_dependency_error"): lambda: ImportError("a private Ray has none"),
+    }
+    with contextlib.ExitStack() as stack:
+        for (owner, name), value in helpers.items():
+            if name in vars(owner):
+                stack.enter_context(replaced(owner, name, value))
+        yield
+
+
+def _start_nothing(*_arguments: Any, **_options: Any) -> None:
+    """Take the place of a method of Ray's `Node` that starts a process."""
 
 
 def _private(request: RunnerRequest, asked: Mapping[str, float]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from airflow_tune_restore.experiments.read import read_experiment
-from airflow_tune_restore.launch.process import _kill_session
+from airflow_tune_restore.launch.process import kill_session
 from airflow_tune_restore.protocol.request import EXIT_FINISHED, EXIT_INTERRUPTED
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.runner.ray_session import STARTS
@@ -43,7 +43,7 @@ def cluster(tmp_path):
         raise RuntimeError(f"Ray did not start: {log.read_text()}")
     yield f"127.0.0.1:{port}"
     os.kill(head.pid, signal.SIGKILL)
-    _kill_session(head.pid)
+    kill_session(head.pid)
     head.wait()
 
 

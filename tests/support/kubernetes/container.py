@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from airflow_tune_restore.launch.process import (
-    _kill_session,  # a container ends with its first process
     _members,
+    kill_session,  # a container ends with its first process
 )
 from tests.support.waiting import PATIENCE_SECONDS, eventually
 
@@ -95,7 +95,7 @@ class Container:
         reader = threading.Thread(target=self._read, args=(process,), daemon=True)
         reader.start()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        _kill_session(process.pid)
+        kill_session(process.pid)
         code = process.wait()
         reader.join(PATIENCE_SECONDS)
         code = 128 - code if code < 0 else code
@@ -114,7 +114,7 @@ class Container:
 
     def kill(self) -> None:
         if self._process is not None and not self.over.is_set():
-            _kill_session(self._process.pid)
+            kill_session(self._process.pid)
 
     def oom_kill_worker(self) -> None:
         """Kill the process that trains, as a kernel does that kills one process and not the cgroup."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airflow_tune_restore.launch.process import _kill_session, _members
+from airflow_tune_restore.launch.process import _members, kill_session
 from airflow_tune_restore.runner.ray_session import STARTS
 from tests.support import NO_SPARE_WORKERS, rest
 from tests.support.storage.servers import free_port
@@ -105,7 +105,7 @@ class RayCluster:
             node = self.nodes.pop()
             with contextlib.suppress(ProcessLookupError):
                 os.kill(node.pid, signal.SIGKILL)
-            _kill_session(node.pid)
+            kill_session(node.pid)
             node.wait()
 
     def _start(self, *arguments: str, **options: object) -> "subprocess.Popen[bytes]":

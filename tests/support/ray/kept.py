@@ -27,7 +27,7 @@ from airflow_tune_restore.cli.trainables import RunOptions
 from airflow_tune_restore.launch.base import RunState
 from airflow_tune_restore.launch.check_output import CheckOutput
 from airflow_tune_restore.launch.local import LocalLauncher
-from airflow_tune_restore.launch.process import _kill_session
+from airflow_tune_restore.launch.process import kill_session
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.check import CheckAnswer, CheckRequest
 from airflow_tune_restore.protocol.request import RunnerExit, RunnerRequest
@@ -138,7 +138,7 @@ class Host:
         os.kill(self._process.pid, signal.SIGTERM)
 
     def end(self) -> None:
-        _kill_session(self._process.pid)
+        kill_session(self._process.pid)
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):

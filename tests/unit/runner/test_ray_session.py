@@ -1,6 +1,8 @@
 """Starting a private Ray where it starts slowly."""
 
 import logging
+import os
+from dataclasses import replace
 
 import pytest
 import ray
@@ -27,6 +29,9 @@ def starts(monkeypatch):
             if len(self) <= self.fails:
                 raise Exception(SLOW)  # noqa: TRY002  as Ray does
 
+    for name in ray_session.PRIVATE_ENV:
+        monkeypatch.setenv(name, "")  # so that it is as before after the test
+        monkeypatch.delenv(name)
     starts = Starts()
     monkeypatch.setattr(ray, "init", starts.init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
@@ -96,3 +101,52 @@ def test_rays_lines_that_only_repeat_are_not_printed_and_its_warnings_are(starts
     )  # "Restoring the run from seed.json"
     assert worker.logger.isEnabledFor(logging.WARNING)
     assert tune_controller.logger.isEnabledFor(logging.WARNING)
+
+
+def test_a_private_ray_starts_no_process_for_a_dashboard_or_an_autoscaler(starts, monkeypatch):
+    from ray._private import node, utils
+
+    kept = vars(node.Node)["start_api_server"], vars(node.Node)["start_monitor"]
+    seen = []
+
+    def init(**_options):
+        assert node.Node.start_api_server(None, include_dashboard=False) is None
+        assert node.Node.start_monitor(None) is None
+        seen.append(utils.get_dashboard_dependency_error())
+
+    monkeypatch.setattr(ray, "init", init)
+    ray_session.connect(REQUEST, {"CPU": 1.0})
+    assert isinstance(seen[0], ImportError)
+    # a Ray that the user's code starts is as it was
+    assert (vars(node.Node)["start_api_server"], vars(node.Node)["start_monitor"]) == kept
+
+
+def test_a_ray_that_lacks_what_is_left_out_starts_all_the_same(starts, monkeypatch):
+    from ray._private import node, utils
+
+    monkeypatch.delattr(node.Node, "start_monitor")
+    monkeypatch.delattr(utils, "get_dashboard_dependency_error")
+    ray_session.connect(REQUEST, {"CPU": 1.0})
+    assert len(starts) == 1
+    assert not hasattr(node.Node, "start_monitor")
+
+
+def test_settings_of_a_private_ray_are_the_users_where_he_has_set_them(starts, monkeypatch):
+    mine, ours = ray_session.PRIVATE_ENV
+    monkeypatch.setenv(mine, "1")
+    ray_session.connect(REQUEST, {"CPU": 1.0})
+    assert os.environ[mine] == "1"
+    assert os.environ[ours] == ray_session.PRIVATE_ENV[ours]
+
+
+def test_a_cluster_that_is_joined_is_left_as_it_is(starts, monkeypatch):
+    from ray._private import node
+
+    kept = vars(node.Node)["start_api_server"]
+    seen = []
+    monkeypatch.setattr(
+        ray, "init", lambda **_options: seen.append(vars(node.Node)["start_api_server"])
+    )
+    ray_session.connect(replace(REQUEST, address="head:6379"), {})
+    assert seen == [kept]
+    assert not set(ray_session.PRIVATE_ENV) & set(os.environ)
