@@ -22,8 +22,6 @@ from tests.support.ray.jobs import (
     jobs_of,
     plan,
     rows,
-    run_deferred,
-    run_trigger,
     trial,
     wait_deferred,
 )
@@ -76,7 +74,9 @@ def test_short_trials_are_one_job_and_a_killed_task_stops_its_trial_alone(cluste
         for item, end in zip([*others, killed], ends, strict=True)
     ]
     assert [(each["attempt"], each["iteration"]) for each in done] == [(1, 6), (1, 6), (2, 6)]
-    assert [job["submission_id"].split("-")[2] == "shared" for job in jobs_of(cluster, restore_id)] == [
+    assert [
+        job["submission_id"].split("-")[2] == "shared" for job in jobs_of(cluster, restore_id)
+    ] == [
         True,
         False,
     ]
