@@ -1,10 +1,9 @@
 """Short trials that share a driver under a real `airflow standalone`, with real Ray."""
 
-from tests.airflow.slow.test_recovery import one_that_reports, runners_of
+from tests.support.airflow.trial_tasks import TRIAL, one_that_reports, runners_of
 from tests.support.experiments.sweeps import copy_failed_trials, ends
 
-NIGHTLY, TRIAL = "nightly_recovery", "restore.trial"
-COUNT = 6
+NIGHTLY, COUNT = "nightly_recovery", 6
 
 
 def test_six_short_trials_have_one_driver_and_a_task_each_and_a_killed_task_stops_its_trial_alone(
