@@ -88,6 +88,10 @@ class Sharing(Restoring):
         tail = self.records(trial_id).progress(1)
         return [report.iteration for report in tail.reports] if tail is not None else []
 
+    def reached(self, iteration: int) -> list[str]:
+        """Return the trials that have reported an iteration."""
+        return [t for t in self.trial_ids if iteration in self.progress(t)]
+
     def claim_own(self, trial_id: str) -> RunnerRequest:
         """Claim the next attempt of a trial for a runner of its own."""
         return claim_attempt(self.store, self.plan, trial_id, self.settings)
