@@ -1,6 +1,7 @@
 """What followers read, however many threads of a run report at once."""
 
 import threading
+from dataclasses import replace
 
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress, RunnerRequest
@@ -123,3 +124,16 @@ def test_what_could_not_be_written_is_written_by_the_next_flush():
     except OSError:
         reporter.flush()
     assert iterations(store) == [1]
+
+
+def test_the_trials_of_a_shared_driver_have_an_attempt_of_their_own_and_are_forgotten():
+    store = MemoryStore()
+    driver = replace(make_reporter(store)._request, trial_id=layout.SHARED_DRIVER, attempt=3)
+    reporter = Reporter(store, driver, attempt=1)
+    reporter.add("t", progress(1))
+    reporter.flush()
+    assert iterations(store) == [1]
+    reporter.forget("t")
+    reporter.add("t", progress(2))
+    reporter.flush()
+    assert iterations(store) == [2]
