@@ -9,6 +9,7 @@ import msgspec
 
 from airflow_tune_restore.experiments.raw_row import RawRow
 from airflow_tune_restore.protocol.checkpoints import RecordedCheckpoint
+from airflow_tune_restore.protocol.pickle_fields import PickleFields
 
 
 class TrialStatus(StrEnum):
@@ -90,10 +91,9 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """Total resources it requests, as `{"CPU": 1.0}`; empty if they cannot be read."""
         return self._kept_row.resources()
 
-    @cached_property
-    def recorded_checkpoint(self) -> RecordedCheckpoint | None:
-        """The checkpoint Ray would resume from, if any."""
-        return self._kept_row.recorded_checkpoint()
+    def recorded_checkpoint(self, fields: PickleFields) -> RecordedCheckpoint | None:
+        """Return the checkpoint Ray would resume from, if any; `fields` as `RawRow` has them."""
+        return self._kept_row.recorded_checkpoint(fields)
 
     @property
     def is_finished(self) -> bool:
