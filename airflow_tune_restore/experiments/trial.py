@@ -61,7 +61,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         odd_fields: Names of fields whose values cannot be used, so that their defaults stand in.
         parameters: As `parameters.read_parameters` returned them, if its row was not kept.
         metric: The value of the experiment's metric, if its row was not kept (`shown_of`).
-        mark: Changes with the content of its row, if its row was not kept (`shown_of`).
+        mark: Changes with the content of its row, if all rows are shown without being kept (`Keep`).
         row: The raw row, from which the rest is decoded on demand; None if it was not kept.
     """
 

@@ -27,7 +27,7 @@ def is_segment(name: str) -> bool:
         len(name) <= MAX_NAME
         and name not in ("", layout.ROOT)
         and "/" not in name
-        and not {".", ".."} & set(name.split("\\"))
+        and ("." not in name or not {".", ".."} & set(name.split("\\")))
         and is_text(name)
         and len(name.encode()) <= MAX_NAME
     )
