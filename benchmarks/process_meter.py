@@ -3,10 +3,11 @@
 Processor time is exact for a process that its parent waits for, however short it lived: the kernel adds
 its time, and that of its own children, to its parent's (`cutime` in /proc/PID/stat), and at last to this
 process's RUSAGE_CHILDREN. This process is the subreaper of all that descend from it, so a daemon whose
-parent has ended is adopted and waited for here. A parent that ignores SIGCHLD, as a raylet may, does not
-get the time of its children. They are counted as they were last seen, some 0.05 s before their end. So, at any time, the sum of three is what all of them have used: RUSAGE_CHILDREN, the times of
-all that live with those of the children they waited for, and what nobody waited for. The difference of
-two such sums is a run, also if a cluster lives on between them.
+parent has ended is adopted and waited for here. A parent that ignores SIGCHLD, as a raylet does, does not
+get the time of its children. They are counted as they were last seen, some 0.05 s before their end. So,
+at any time, the sum of three is what all of them have used: RUSAGE_CHILDREN, the times of all that live
+with those of the children they waited for, and what nobody waited for. The difference of two such sums is
+a run, also if a cluster lives on between them.
 
 Memory is the sum of the proportional set sizes (PSS, /proc/PID/smaps_rollup): memory that several
 processes share counts once. It is sampled each second; a shorter peak may be missed.

@@ -17,7 +17,7 @@ from airflow_tune_restore.protocol.pickle_reader import Marked, attribute, read_
 _LEARN_EVERY = 64
 """Pickles of unknown layouts per layout that is learned, which takes as long as thirty of them."""
 
-_MOST_LAYOUTS, _MOST_BYTES, _MOST_OPCODES = 16, 8 * 1024, 1_000
+_MOST_LAYOUTS, _MOST_BYTES, _MOST_OPCODES, _MOST_VALUES = 16, 8 * 1024, 1_000, 300
 """Limits of what is learned: about eight checkpoints of a trial. Hostile ones take a second in all."""
 
 _TAIL = 7
@@ -37,7 +37,7 @@ class PickleFields:
     """Reads the same fields of many pickles.
 
     Args:
-        paths: For each field, the attributes and keys that lead to it.
+        paths: For each field, the attributes and keys that lead to it; none of them is a number.
     """
 
     def __init__(self, *paths: tuple[str, ...]) -> None:
@@ -113,6 +113,8 @@ def _learn(body: bytes, paths: _Paths) -> _Layout | None:
             argument = Marked(argument)
             argument.opcode = number
         marked.append((opcode.name, argument))
+    if len(values) > _MOST_VALUES:
+        return None
     whole, naming = read_marked(marked)
     fields = [attribute(whole, *path) for path in paths]
     if not all(field is None or isinstance(field, Marked) for field in fields):
