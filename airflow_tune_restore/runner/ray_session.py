@@ -102,8 +102,8 @@ def start(**options: Any) -> None:
 def _without_helpers() -> Iterator[None]:
     """Start no process of a private Ray that serves only its dashboard or an autoscaler.
 
-    Ray starts both processes also with `include_dashboard=False`, and waits for the first one at the start
-    and for both at the end. A Ray that has moved such a method (ray._private.node, 2.60) starts all.
+    Ray starts both processes even with `include_dashboard=False`, and waits for the first one at the
+    start and for both at the end. A Ray that lacks such a method (ray._private.node, 2.60) starts all.
     """
     from ray._private.node import Node
 
