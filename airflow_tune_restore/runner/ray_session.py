@@ -103,23 +103,17 @@ def start(**options: Any) -> None:
 def _without_helpers() -> Iterator[None]:
     """Start no process of a private Ray that serves only its dashboard or an autoscaler.
 
-    Ray starts both processes, and waits for them at the start and the end, also with
-    `include_dashboard=False`. Its agent then runs as in an installation without `ray[default]`. What a
-    Ray does not have is not replaced (ray._private.node and .utils, 2.60).
+    Ray starts both processes even with `include_dashboard=False`, and waits for the first one at the
+    start and for both at the end. A Ray that lacks such a method (ray._private.node, 2.60) starts all.
     """
-    from ray._private import node, utils
+    from ray._private.node import Node
 
     for name, value in PRIVATE_ENV.items():
         os.environ.setdefault(name, value)
-    helpers: dict[tuple[Any, str], Any] = {
-        (node.Node, "start_api_server"): _start_nothing,
-        (node.Node, "start_monitor"): _start_nothing,
-        (utils, "get_dashboard_dependency_error"): lambda: ImportError("a private Ray has none"),
-    }
     with contextlib.ExitStack() as stack:
-        for (owner, name), value in helpers.items():
-            if name in vars(owner):
-                stack.enter_context(replaced(owner, name, value))
+        for name in ("start_api_server", "start_monitor"):
+            if name in vars(Node):
+                stack.enter_context(replaced(Node, name, _start_nothing))
         yield
 
 
