@@ -68,7 +68,7 @@ def test_each_trial_ends_by_itself_and_none_runs_beside_another_if_one_at_a_time
         stopped: "interrupted",
         last: "finished",
     }
-    assert outcomes[raising].error == "out of luck again at iteration 4"
+    assert outcomes[raising].error == "out of luck again at iteration 4", ran.output
     assert outcomes[raising].place.startswith("tests/trainables.py:")
     assert "is not a valid state of one trial" in outcomes[cut].error
     assert "Ray cannot restore it" in outcomes[odd].error
