@@ -143,6 +143,8 @@ class SharedContext(AttemptContext):
     def _record(self, work: Work, save: Callable[[], None]) -> None:
         try:
             self._patiently(save, tries=TRIES)
+            # after its files are saved: Ray reads its error from there
+            work.ending = work.ending or ending_of(work.trial)
         except Exception as error:  # what the files of one trial may raise
             logger.exception("The end of trial %s could not be saved", work.trial_id)
             work.ending = Ending(Result.INTERRUPTED, type(error).__name__, str(error))

@@ -27,7 +27,7 @@ from airflow_tune_restore.runner.outcome import INTERRUPTED, Ending
 from airflow_tune_restore.runner.tune import checkpoints, memory, searcher
 from airflow_tune_restore.runner.tune.controller import GuardedController, resumed_later
 from airflow_tune_restore.runner.tune.own_stoppers import OwnStoppers
-from airflow_tune_restore.runner.tune.shared_context import SharedContext, ending_of
+from airflow_tune_restore.runner.tune.shared_context import SharedContext
 from airflow_tune_restore.storage.in_flight import for_each
 
 IDLE_STEP_SECONDS = 0.1
@@ -254,7 +254,6 @@ class SharedController(GuardedController):
             return
         self.stop_alone(work.trial)  # it may have been refused after it was queued
         self.context.ended.append(work)
-        work.ending = work.ending or ending_of(work.trial)
         if not self._has_changed(work):
             self.context.record(work)
             return
