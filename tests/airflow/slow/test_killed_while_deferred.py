@@ -1,4 +1,4 @@
-"""A user fails a trial whose task waits in the triggerer for its own Ray job: that job ends, and no other.
+"""A user fails a trial whose task waits in the triggerer for its own job: that job ends, and no other.
 
 A triggerer that restarts, in whatever way, stops nothing. Before Airflow 3.3 nobody tells a trigger which
 of the two it is.
