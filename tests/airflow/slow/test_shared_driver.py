@@ -48,4 +48,4 @@ def one_that_waits(running, run_id: str, experiment: Path) -> dict | None:
     names = {path.parts[-4] for path in begun}
     tasks = [t for t in running.tasks(NIGHTLY, run_id) if t["task_id"] == TRIAL]
     alive = [t for t in tasks if t["state"] == "running" and t["rendered_map_index"]]
-    return next((t for t in alive if t["rendered_map_index"].split()[1] in names), None)
+    return next((t for t in alive if names.intersection(t["rendered_map_index"].split())), None)
