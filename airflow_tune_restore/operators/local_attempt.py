@@ -173,6 +173,9 @@ class LocalAttempt:
                 if follower.driver != seen and follower.driver not in started:
                     self._log.info(ELSEWHERE, follower.driver)
                 seen = follower.driver
+                lines = follower.take_lines()
+                if not started:  # else they are in the output of the driver
+                    self._output_log.show_all(lines)
                 yield progress
 
         self._follow(watch(), lambda: desk.ask_to_stop(trial_id, SHARED_ATTEMPT))

@@ -3,12 +3,13 @@
 Unlike a job of a trial, it has two numbers: the driver's, and that of the trial's attempt.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from airflow_tune_restore.exceptions import RunnerError
+from airflow_tune_restore.exceptions import RecordUnreadableError, RunnerError
 from airflow_tune_restore.launch.ray.attempt_job import Attached, RayAttemptJob
 from airflow_tune_restore.launch.ray.job import describe_end
 from airflow_tune_restore.protocol import layout
@@ -93,8 +94,8 @@ class SharedDriverJob(RayAttemptJob):
             RunnerError: If the job of the driver never started.
         """
         outcome = self._trial_outcome(attempt)
-        self._shown.end()
         self._show_results(SHARED_ATTEMPT, int(event.get("seen", 0)))
+        self._show_lines(int(event.get("lines", 0)))
         if outcome is not None:
             why = find_why_alone(outcome, on_cluster=True)
             if self._was_stopped_here or not why:
@@ -105,6 +106,13 @@ class SharedDriverJob(RayAttemptJob):
             self._refuse_unstarted(attempt)
         self._waits_for_next_driver()
         return None
+
+    def _show_lines(self, seen: int) -> None:
+        """Show the lines after the first `seen` that the trial printed."""
+        with contextlib.suppress(RecordUnreadableError):  # `_show_results` has told
+            tail = self.trial_records.progress(SHARED_ATTEMPT)
+            self._shown.show_all(tail.lines_after(seen) if tail is not None else ())
+        self._shown.end()
 
     def stop_newest(self) -> None:
         """Ask the driver to stop this trial: no task waits for it any more."""

@@ -1,10 +1,12 @@
 """Starting a private Ray where it starts slowly."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import ray
 
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.runner import ray_session
 
@@ -96,3 +98,15 @@ def test_rays_lines_that_only_repeat_are_not_printed_and_its_warnings_are(starts
     )  # "Restoring the run from seed.json"
     assert worker.logger.isEnabledFor(logging.WARNING)
     assert tune_controller.logger.isEnabledFor(logging.WARNING)
+
+
+@pytest.mark.parametrize("unit", layout.RUNS_OF_MANY)
+def test_a_run_of_many_gets_all_cpus_and_all_gpus_if_any_trial_asks_for_one(
+    starts, monkeypatch, unit
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    monkeypatch.setenv("TUNE_RESTORE_CPUS", "7")
+    many = replace(REQUEST, trial_id=unit)
+    ray_session.connect(many, {"CPU": 2, "GPU": 0.5})
+    ray_session.connect(many, {"CPU": 9})
+    assert [(o["num_cpus"], o["num_gpus"]) for o in starts] == [(7, 3), (9, None)]
