@@ -101,14 +101,16 @@ def lives(store, item, monkeypatch, end) -> None:
 def test_the_others_attach_and_show_their_own_results(item, launcher, store, capfd, monkeypatch):
     def run(attempt) -> None:
         report = RunnerProgress(trial_id="a3", iteration=5, metrics={})
-        tail = ProgressTail(first=0, reports=[report])
+        tail = ProgressTail(first=0, reports=[report], lines=["it said this"])
         store.put(layout.progress_key(*attempt), tail.to_json())
         leave_outcome(store, attempt, Result.FINISHED, iteration=5)
 
     lives(store, item, monkeypatch, run)
     assert trial(item).execute(make_context())["iteration"] == 5
     assert units(launcher) == []
-    assert "iteration 5" in capfd.readouterr().out
+    log = capfd.readouterr().out
+    assert "iteration 5" in log
+    assert log.count("it said this") == 1
 
 
 def test_one_that_attaches_says_where_the_output_is(item, launcher, store, capfd, monkeypatch):
