@@ -37,6 +37,7 @@ class SharedDriverJob(RayAttemptJob):
     """The job of the shared driver, as the task of one of its trials sees it."""
 
     _was_stopped_here: bool = field(default=False, init=False)
+    _is_handed_over: bool = field(default=False, init=False)  # and its task follows no job yet
 
     @property
     def unit(self) -> str:
@@ -69,7 +70,9 @@ class SharedDriverJob(RayAttemptJob):
         Raises as `shared_driver.hand_over`.
         """
         subject = (self.store, self.plan, self.trial_id, self.settings)
+        self._is_handed_over = True  # a kill from here on must reach the driver
         if hand_over(*subject, log=self.log.info) is None:
+            self._is_handed_over = False
             self.log.info(ALONE_AGAIN)
             return False
         return not self._is_lost_before() or self._waits_for_next_driver()
@@ -80,6 +83,7 @@ class SharedDriverJob(RayAttemptJob):
             attached = super().submit_or_attach(remembered)
         except RestorePausedError as error:
             raise replace(error, trial_id=self.trial_id) from None
+        self._is_handed_over = False
         self.log.info(
             *(SHARED, self.trial_id, self.plan.experiment, SHARED_ATTEMPT, self.plan.restore_id)
         )
@@ -113,6 +117,14 @@ class SharedDriverJob(RayAttemptJob):
             tail = self.trial_records.progress(SHARED_ATTEMPT)
             self._shown.show_all(tail.lines_after(seen) if tail is not None else ())
         self._shown.end()
+
+    def stop(self) -> None:
+        """Stop this trial alone, once; also before the job is followed."""
+        if self._is_handed_over:
+            self._is_handed_over = False
+            self._stop_alone()
+        else:
+            super().stop()
 
     def stop_newest(self) -> None:
         """Ask the driver to stop this trial: no task waits for it any more."""

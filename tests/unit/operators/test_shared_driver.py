@@ -231,6 +231,20 @@ def test_killing_the_task_stops_its_trial_alone(item, launcher, store):
     assert units(launcher) == [(DRIVER, 1), ("a3", 2)]
 
 
+def test_a_kill_just_after_the_hand_over_reaches_the_driver(item, launcher, store, monkeypatch):
+    operator = trial(item)
+
+    def kill(attempt) -> None:
+        operator.on_kill()
+        leave_outcome(store, attempt, Result.INTERRUPTED, iteration=3)
+
+    lives(store, item, monkeypatch, kill)
+    with pytest.raises(AirflowException, match="was stopped at iteration 3"):
+        operator.execute(make_context())
+    assert Desk(store, item["restore_id"]).read().to_stop
+    assert units(launcher) == []
+
+
 def test_a_timeout_stops_its_trial_alone(item, launcher, store, monkeypatch):
     def timed_out(_seconds=0) -> None:
         raise AirflowTaskTimeout

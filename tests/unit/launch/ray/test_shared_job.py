@@ -240,6 +240,14 @@ def test_a_killed_task_stops_its_trial_alone_and_has_its_outcome(followed, jobs,
     assert one.get_job_result(1, {}).iteration == 3
 
 
+def test_a_kill_before_the_job_is_followed_reaches_the_driver(task, jobs, store):
+    one = task()
+    one.hand_over()
+    one.stop()
+    one.stop()
+    assert [attempt.trial_id for attempt in Desk(store, "r1").read().to_stop] == ["a3"]
+
+
 def test_a_task_that_waited_too_long_stops_its_trial_alone(followed, task, jobs, store):
     followed()
     again = task()
