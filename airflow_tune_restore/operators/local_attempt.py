@@ -150,8 +150,15 @@ class LocalAttempt:
                 "It has a driver of its own: a shared one would end with this task's pod."
             )
             return None
+        desk = Desk(task.store, plan.restore_id)
+
+        def ask() -> None:
+            desk.ask_to_stop(trial_id, SHARED_ATTEMPT)
+
+        self._ask_to_stop = ask  # a kill from here on must reach the driver
         settings = self._settings()
         if hand_over(task.store, plan, trial_id, settings, log=self._log.info) is None:
+            self._ask_to_stop = None
             self._log.info(ALONE_AGAIN)
             return None
         self._log.info(SHARED, trial_id, plan.experiment, SHARED_ATTEMPT, plan.restore_id)
@@ -164,7 +171,6 @@ class LocalAttempt:
 
         started: list[int] = []
         follower = SharedFollower(task.store, plan.restore_id, trial_id, start)
-        desk = Desk(task.store, plan.restore_id)
         seen = 0
 
         def watch() -> Iterator[RunnerProgress | None]:
@@ -173,9 +179,12 @@ class LocalAttempt:
                 if follower.driver != seen and follower.driver not in started:
                     self._log.info(ELSEWHERE, follower.driver)
                 seen = follower.driver
+                lines = follower.take_lines()
+                if not started:  # else they are in the output of the driver
+                    self._output_log.show_all(lines)
                 yield progress
 
-        self._follow(watch(), lambda: desk.ask_to_stop(trial_id, SHARED_ATTEMPT))
+        self._follow(watch(), ask)
         return self._judge_shared(follower)
 
     def _judge_shared(self, follower: SharedFollower) -> RunnerOutcome | None:

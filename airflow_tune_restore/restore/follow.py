@@ -68,11 +68,16 @@ class Heartbeats:
 
 @dataclass
 class Reports:
-    """The reports of a trial, each returned once. `last` is the newest iteration, or None."""
+    """The reports of a trial, each returned once. `last` is the newest iteration, or None.
+
+    `lines` are those that it printed in a shared driver; whoever shows them clears them.
+    """
 
     records: AttemptRecords
     last: int | None = None
+    lines: list[str] = field(default_factory=list)
     _seen: int = 0
+    _lines_seen: int = 0
     _unreadable: set[int] = field(default_factory=set)
 
     def new(self, attempt: int) -> list[RunnerProgress]:
@@ -91,6 +96,8 @@ class Reports:
         if tail.reports:
             self.last = tail.reports[-1].iteration
         self._seen = tail.count
+        self.lines += tail.lines_after(self._lines_seen)
+        self._lines_seen = max(self._lines_seen, tail.line_count)
         return new
 
     def start_over(self) -> None:

@@ -69,6 +69,11 @@ class SharedFollower:
             self._look, _growing_pauses(), monotonic=self.monotonic, sleep=self.sleep
         )
 
+    def take_lines(self) -> list[str]:
+        """Return the lines that the trial has printed since the last call."""
+        lines, self._reports.lines = self._reports.lines, []
+        return lines
+
     def _look(self) -> tuple[list[RunnerProgress], bool]:
         """Return the new reports, and whether the attempt is over. Start a driver if none is alive."""
         newest = self.driver = self._drivers.newest()

@@ -112,8 +112,6 @@ class RayJobTrigger(KillableTrigger):
             event = {"error": printable(str(error), 4000)}
         await asyncio.sleep(max(0.0, FIRST_EVENT_SECONDS - (time.monotonic() - begun)))
         self.has_fired = True
-        if self.driver:
-            event["driver"] = self.driver
         yield TriggerEvent({"restore_id": self.restore_id, "attempt": self.attempt, **event})
 
     async def on_kill(self) -> None:
@@ -162,7 +160,9 @@ class RayJobTrigger(KillableTrigger):
                 job.changed.clear()
                 await self._show(job, trial, shown, where)
         shown.end()
+        of_driver = {"driver": self.driver, "lines": trial.lines_seen - len(trial.lines)}
         return {
+            **(of_driver if self.driver else {}),
             "offset": self._offset,
             "seen": trial.seen - len(trial.reports),
             "is_lost": job.is_lost,
@@ -180,6 +180,9 @@ class RayJobTrigger(KillableTrigger):
             self.log.warning("%s The log is read again.", printable(job.log_trouble, 4000))
         self._log_trouble = job.log_trouble
         await _show_lines(shown, newest_results(trial.take_reports()))
+        lines = trial.take_lines()
+        if not self.shows_output:  # else they are in the output of the job
+            await _show_lines(shown, lines)
         if (log := job.log) is not None:
             job.log = None
             await _show_lines(shown, log.newest.take(f"the whole log: {whole_log}"))

@@ -37,6 +37,8 @@ class TrialWatch(Watch):
     ends_with_outcome: bool  # its outcome ends the wait, and not the end of a job
     seen: int = 0  # results that were read
     reports: list[RunnerProgress] = field(default_factory=list)  # that were not taken yet
+    lines: list[str] = field(default_factory=list)  # printed in a shared driver, not taken yet
+    lines_seen: int = 0  # that were read
     has_ended: bool = False  # it has its outcome
     is_behind: bool = False  # results were missed; the rest is shown at the end
     read_at: float = 0.0  # when it was last read (monotonic)
@@ -45,6 +47,11 @@ class TrialWatch(Watch):
         """Return the results that were not taken yet."""
         reports, self.reports = self.reports, []
         return reports
+
+    def take_lines(self) -> list[str]:
+        """Return the lines that were not taken yet."""
+        lines, self.lines = self.lines, []
+        return lines
 
 
 class TrialPoller(SharedPoller[TrialWatch]):
@@ -73,7 +80,7 @@ class TrialPoller(SharedPoller[TrialWatch]):
             self._warn(error)
         for trial in chosen:
             trial.read_at = time.monotonic()
-            if trial.reports or trial.has_ended or trial.broken:
+            if trial.reports or trial.lines or trial.has_ended or trial.broken:
                 trial.changed.set()
 
     def _read(self, trials: list[TrialWatch]) -> None:
@@ -105,6 +112,8 @@ class TrialPoller(SharedPoller[TrialWatch]):
             return
         if tail is None:
             return
+        trial.lines += tail.lines_after(trial.lines_seen)
+        trial.lines_seen = max(trial.lines_seen, tail.line_count)
         trial.is_behind = tail.first > trial.seen  # then all are shown in order at the end
         if not trial.is_behind:
             trial.reports += tail.after(trial.seen)

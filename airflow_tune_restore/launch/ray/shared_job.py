@@ -3,12 +3,13 @@
 Unlike a job of a trial, it has two numbers: the driver's, and that of the trial's attempt.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from airflow_tune_restore.exceptions import RunnerError
+from airflow_tune_restore.exceptions import RecordUnreadableError, RunnerError
 from airflow_tune_restore.launch.ray.attempt_job import Attached, RayAttemptJob
 from airflow_tune_restore.launch.ray.job import describe_end
 from airflow_tune_restore.protocol import layout
@@ -36,6 +37,7 @@ class SharedDriverJob(RayAttemptJob):
     """The job of the shared driver, as the task of one of its trials sees it."""
 
     _was_stopped_here: bool = field(default=False, init=False)
+    _is_handed_over: bool = field(default=False, init=False)  # and its task follows no job yet
 
     @property
     def unit(self) -> str:
@@ -68,7 +70,9 @@ class SharedDriverJob(RayAttemptJob):
         Raises as `shared_driver.hand_over`.
         """
         subject = (self.store, self.plan, self.trial_id, self.settings)
+        self._is_handed_over = True  # a kill from here on must reach the driver
         if hand_over(*subject, log=self.log.info) is None:
+            self._is_handed_over = False
             self.log.info(ALONE_AGAIN)
             return False
         return not self._is_lost_before() or self._waits_for_next_driver()
@@ -79,6 +83,7 @@ class SharedDriverJob(RayAttemptJob):
             attached = super().submit_or_attach(remembered)
         except RestorePausedError as error:
             raise replace(error, trial_id=self.trial_id) from None
+        self._is_handed_over = False
         self.log.info(
             *(SHARED, self.trial_id, self.plan.experiment, SHARED_ATTEMPT, self.plan.restore_id)
         )
@@ -93,8 +98,8 @@ class SharedDriverJob(RayAttemptJob):
             RunnerError: If the job of the driver never started.
         """
         outcome = self._trial_outcome(attempt)
-        self._shown.end()
         self._show_results(SHARED_ATTEMPT, int(event.get("seen", 0)))
+        self._show_lines(int(event.get("lines", 0)))
         if outcome is not None:
             why = find_why_alone(outcome, on_cluster=True)
             if self._was_stopped_here or not why:
@@ -105,6 +110,21 @@ class SharedDriverJob(RayAttemptJob):
             self._refuse_unstarted(attempt)
         self._waits_for_next_driver()
         return None
+
+    def _show_lines(self, seen: int) -> None:
+        """Show the lines after the first `seen` that the trial printed."""
+        with contextlib.suppress(RecordUnreadableError):  # `_show_results` has told
+            tail = self.trial_records.progress(SHARED_ATTEMPT)
+            self._shown.show_all(tail.lines_after(seen) if tail is not None else ())
+        self._shown.end()
+
+    def stop(self) -> None:
+        """Stop this trial alone, once; also before the job is followed."""
+        if self._is_handed_over:
+            self._is_handed_over = False
+            self._stop_alone()
+        else:
+            super().stop()
 
     def stop_newest(self) -> None:
         """Ask the driver to stop this trial: no task waits for it any more."""

@@ -75,9 +75,9 @@ class RayJobTask:
             Its outcome; None if the next attempt is to be run at once.
         """
         self._task.renew_lease(self._operator)
-        shared = self._shared_job() if self._task.shares_driver else None
-        is_shared = shared is not None and shared.hand_over()
-        self._job = shared if shared and is_shared else self._own_job
+        if self._task.shares_driver:
+            self._job = shared = self._shared_job()
+            self._job = shared if shared.hand_over() else self._own_job
         attached = self._job.submit_or_attach(self._remembered_attempt(context))
         self._remember(context, attached)
         context["ti"].xcom_push(URL_KEY, self._job.jobs.cluster.job_url(attached.submission_id))

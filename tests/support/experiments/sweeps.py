@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from airflow_tune_restore.experiments.read import read_experiment
@@ -67,9 +67,17 @@ def copy_failed_trials(target: Path, count: int) -> Path:
     for number in range(count):
         new = f"{trial_id[:-5]}{number + 10:05}"
         shutil.copytree(target / directory, target / directory.replace(trial_id, new))
-        content["trial_data"].append([part.replace(trial_id, new) for part in row])
+        # pickles in a row are hexadecimal; an id of the same length fits into them
+        names = ((trial_id, new), (trial_id.encode().hex(), new.encode().hex()))
+        content["trial_data"].append([_replace(part, names) for part in row])
     state.write_text(json.dumps(content))
     return target
+
+
+def _replace(text: str, names: Iterable[tuple[str, str]]) -> str:
+    for old, new in names:
+        text = text.replace(old, new)
+    return text
 
 
 def make_sweep(kind: str, directory: Path) -> Path:

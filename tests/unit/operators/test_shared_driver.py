@@ -101,14 +101,16 @@ def lives(store, item, monkeypatch, end) -> None:
 def test_the_others_attach_and_show_their_own_results(item, launcher, store, capfd, monkeypatch):
     def run(attempt) -> None:
         report = RunnerProgress(trial_id="a3", iteration=5, metrics={})
-        tail = ProgressTail(first=0, reports=[report])
+        tail = ProgressTail(first=0, reports=[report], lines=["it said this"])
         store.put(layout.progress_key(*attempt), tail.to_json())
         leave_outcome(store, attempt, Result.FINISHED, iteration=5)
 
     lives(store, item, monkeypatch, run)
     assert trial(item).execute(make_context())["iteration"] == 5
     assert units(launcher) == []
-    assert "iteration 5" in capfd.readouterr().out
+    log = capfd.readouterr().out
+    assert "iteration 5" in log
+    assert log.count("it said this") == 1
 
 
 def test_one_that_attaches_says_where_the_output_is(item, launcher, store, capfd, monkeypatch):
@@ -227,6 +229,20 @@ def test_killing_the_task_stops_its_trial_alone(item, launcher, store):
     # cleared, it goes on in a driver of its own
     assert trial(item).execute(make_context())["attempt"] == 2
     assert units(launcher) == [(DRIVER, 1), ("a3", 2)]
+
+
+def test_a_kill_just_after_the_hand_over_reaches_the_driver(item, launcher, store, monkeypatch):
+    operator = trial(item)
+
+    def kill(attempt) -> None:
+        operator.on_kill()
+        leave_outcome(store, attempt, Result.INTERRUPTED, iteration=3)
+
+    lives(store, item, monkeypatch, kill)
+    with pytest.raises(AirflowException, match="was stopped at iteration 3"):
+        operator.execute(make_context())
+    assert Desk(store, item["restore_id"]).read().to_stop
+    assert units(launcher) == []
 
 
 def test_a_timeout_stops_its_trial_alone(item, launcher, store, monkeypatch):

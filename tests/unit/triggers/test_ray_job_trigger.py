@@ -194,6 +194,19 @@ def test_the_event_of_a_shared_driver_names_it(head, store):
     assert (event["attempt"], event["driver"]) == (1, 3)
 
 
+@pytest.mark.parametrize("shows_output", [True, False])
+def test_what_a_trial_prints_in_a_shared_driver_is_shown_once(head, store, capfd, shows_output):
+    """Whoever shows the output of the driver has it there."""
+    tail = ProgressTail(first=0, reports=[], lines=["it said this"])
+    store.put(layout.progress_key("r1", "t1", 1), tail.to_json())
+    one = trigger(
+        store, is_one_of_many=True, ends_with_job=False, driver=3, shows_output=shows_output
+    )
+    event = fire(head, one, lambda: leave_outcome(store, Attempt("r1", "t1")))
+    assert event["lines"] == 1
+    assert ("it said this" in capfd.readouterr().out) is not shows_output
+
+
 def test_killing_one_that_shares_a_driver_stops_it_alone(head, store, monkeypatch, capfd):
     killed = trigger(store, is_one_of_many=True, driver=3)
     monkeypatch.setattr(killed, "_still_waits", lambda: False)

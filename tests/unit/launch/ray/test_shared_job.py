@@ -138,13 +138,14 @@ def test_a_job_that_waits_for_resources_is_alive(followed, task, jobs):
 def test_it_waits_for_the_outcome_of_its_trial_and_not_for_the_job(followed, store, shown):
     one = followed()
     report = RunnerProgress(trial_id="a3", iteration=4, metrics={})
-    tail = ProgressTail(first=0, reports=[report])
+    tail = ProgressTail(first=0, reports=[report], lines=["one", "it said this"])
     store.put(layout.progress_key("r1", "a3", 1), tail.to_json())
     leave_outcome(store, TRIAL, Result.FINISHED, iteration=6)
     attached = one.submit_or_attach()
     event = one.poll_until_complete(attached)
-    assert one.get_job_result(attached.attempt, event).iteration == 6
+    assert one.get_job_result(attached.attempt, {**event, "lines": 1}).iteration == 6
     assert "iteration 4" in shown.text
+    assert [line in shown.messages for line in ("one", "it said this")] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -237,6 +238,14 @@ def test_a_killed_task_stops_its_trial_alone_and_has_its_outcome(followed, jobs,
     assert jobs.stopped == []
     leave_outcome(store, TRIAL, Result.INTERRUPTED, iteration=3)
     assert one.get_job_result(1, {}).iteration == 3
+
+
+def test_a_kill_before_the_job_is_followed_reaches_the_driver(task, jobs, store):
+    one = task()
+    one.hand_over()
+    one.stop()
+    one.stop()
+    assert [attempt.trial_id for attempt in Desk(store, "r1").read().to_stop] == ["a3"]
 
 
 def test_a_task_that_waited_too_long_stops_its_trial_alone(followed, task, jobs, store):
