@@ -357,9 +357,10 @@ def row_of(head: list[str], figures: list[Figure], beside: list[Figure]) -> list
         return lambda each: each.usage.most.get(kind, 0)
 
     on_cluster = figures[0].jobs is not None
-    started: Callable[[Figure], float | None] = lambda each: (  # noqa: E731
-        each.usage.seen.get("ray", 0) if each.jobs is None else each.jobs
-    )
+
+    def started(each: Figure) -> float:
+        return each.usage.seen.get("ray", 0) if each.jobs is None else each.jobs
+
     return [
         *head,
         *with_ratio(lambda each: each.wall),

@@ -59,7 +59,7 @@ class PickleFields:
 
 
 class _Layout:
-    """What pickles have in common: a pattern, and which of its groups are texts and fields.
+    """A pattern that pickles have in common, and which of its groups are texts and fields.
 
     The group of a field is None if the field is missing in all of them.
     """

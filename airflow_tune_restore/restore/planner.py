@@ -330,12 +330,11 @@ def _entry(trial: Trial, action: TrialAction, reason: str, **more: Any) -> Trial
 
 
 def _with_parameters(trials: tuple[TrialPlan, ...], varying: Varying) -> tuple[TrialPlan, ...]:
-    if not varying.by_trial:
-        return trials
-    return tuple(
-        msgspec.structs.replace(trial, parameters=varying.by_trial.get(trial.trial_id, {}))
-        for trial in trials
-    )
+    """Add them to entries that nobody else has seen; they are as short as an entry has them."""
+    for trial in trials:
+        if values := varying.by_trial.get(trial.trial_id):
+            msgspec.structs.force_setattr(trial, "parameters", values)
+    return trials
 
 
 def _new_trial_id(restore_id: str, trial_id: str, taken: set[str]) -> str:
