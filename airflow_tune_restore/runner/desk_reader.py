@@ -241,7 +241,7 @@ class DeskReader:
         except FencedError as error:
             logger.info("%s", error)  # another driver has it, or had it
             return None
-        work = Work(request=request)
+        work = Work(request=request, started_at=now())
         try:
             work.seed = self._read_seed(work.trial_id)
         except (TuneRestoreError, OSError) as error:

@@ -99,6 +99,9 @@ class Event:
         for thread in waiting:
             Here.world.after(0.0, Here.world.resume, thread)
 
+    def clear(self) -> None:
+        self._is_set = False
+
     def wait(self, timeout: float | None = None) -> bool:
         if not self._is_set:
             world = Here.world
