@@ -619,8 +619,10 @@ def i7_a_lost_driver_is_no_failure(watch: Invariants) -> None:
     """I7: of an attempt in a shared driver, only what the trial itself raised counts."""
     for trial_id, history in _ledger(watch).items():
         for failure in (*history.get("failures", ()), *history.get("released", ())):
-            key = layout.request_key(failure["restore_id"], trial_id, failure["attempt"])
-            is_shared = json.loads(watch.shelf.get(key)).get("is_shared", False)
+            unit = watch.units.get(trial_id, trial_id)  # a commit renames a restarted trial
+            key = layout.request_key(failure["restore_id"], unit, failure["attempt"])
+            stored = watch.shelf.objects.get(key)
+            is_shared = stored is not None and json.loads(stored.body)["is_shared"]
             if is_shared and not failure.get("type"):
                 raise broken("I7", f"the loss of its driver counts against {trial_id}: {failure}")
 
