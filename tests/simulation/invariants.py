@@ -71,6 +71,8 @@ class Invariants:
         self.beats: dict[Process, float] = {}
         self.beats_of_trial: dict[tuple[Process, str], float] = {}
         self.first_beats: dict[tuple[Process, str], float] = {}
+        self.longest_silence: dict[tuple[Process, str], float] = {}
+        self.sharers: dict[str, Process] = {}
         self.units: dict[str, str] = {}
         self.has_outcome: set[Process] = set()
         self.has_outcome_of: set[tuple[Process, str]] = set()
@@ -120,6 +122,8 @@ class Invariants:
                 self._note_commit(write)
             elif write.key.endswith("/outcome.json"):
                 self._note_outcome(write)
+            elif write.key.endswith("/exit.json"):
+                i4_a_living_driver_keeps_its_trials(self, write)
             elif write.key.endswith("/state.json"):
                 self._note_progress(write)
             elif write.key == layout.LEDGER:
@@ -168,9 +172,12 @@ class Invariants:
         process, now = write.process, self.world.now
         self.beats[process] = now
         if _is_shared_driver(process) and "/trials/" in write.key:
-            unit = layout.unsegment(write.key.split("/")[3])
-            self.beats_of_trial[process, unit] = now
-            self.first_beats.setdefault((process, unit), now)
+            i4_one_driver_per_attempt(self, write)
+            shared = process, layout.unsegment(write.key.split("/")[3])
+            silence = now - self.beats_of_trial.get(shared, now)
+            self.longest_silence[shared] = max(silence, self.longest_silence.get(shared, 0.0))
+            self.beats_of_trial[shared] = now
+            self.first_beats.setdefault(shared, now)
 
     def note_driver(self, driver: Process, *, has_written: bool) -> None:
         """Take note of a driver; a restore that died uncommitted no longer fits what it writes."""
@@ -507,6 +514,25 @@ def i4_one_runner_per_trial(watch: Invariants, process: Process, trial_id: str) 
     if silent < QUIET_SECONDS and newest.frozen_until <= now:
         raise broken("I4", f"{process} trains {trial_id} while {newest} lives")
     watch.trainers[trial_id] = (process, now)
+
+
+def i4_one_driver_per_attempt(watch: Invariants, write: Write) -> None:
+    """I4: of two drivers that take one attempt, the first to begin it runs it, and nobody after it."""
+    first = watch.sharers.setdefault(write.key, write.process)
+    if first is not write.process:
+        raise broken("I4", f"{write.process} begins {write.key}, which {first} has begun")
+
+
+def i4_a_living_driver_keeps_its_trials(watch: Invariants, write: Write) -> None:
+    """I4: a trial is given up as lost with its driver only if that has ended, or was silent."""
+    _, restore_id, _, segment, *_ = write.key.split("/")
+    driver = watch.sharers.get(f"{write.key.rpartition('/')[0]}/heartbeat.json")
+    if driver is None or not driver.is_alive or driver in watch.has_outcome:
+        return
+    shared = driver, layout.unsegment(segment)
+    silence = watch.world.now - watch.beats_of_trial[shared]
+    if max(silence, watch.longest_silence[shared]) < QUIET_SECONDS:
+        raise broken("I4", f"{write.process} gives up {segment} of {restore_id}: {driver} lives")
 
 
 def _is_shared_driver(process: Process) -> bool:

@@ -228,7 +228,9 @@ _SMALL = Sweep(
     unsaved={"hung": 3},
 )
 _SHARED = replace(_SMALL, name="shared", strategy="shared_driver")
-_MANY = tuple(_trial(f"t{number}", "ERROR", number % 4) for number in range(7))
+_MANY = tuple(
+    _trial(f"t{number}", "RUNNING" if number % 2 else "ERROR", number % 4) for number in range(7)
+)
 SWEEPS = {
     sweep.name: sweep
     for sweep in (
