@@ -54,6 +54,9 @@ class Work:
         ending: How it ended; None as long as it may go on.
         saved_status: Its status in its newest snapshot; "" before the first.
         saved_iteration: Its iteration there; None if unknown.
+        is_leaving: Whether its end is being recorded: only that changes it then.
+        is_over: Whether its outcome is written.
+        writing: Held while its outcome is written.
     """
 
     request: RunnerRequest
@@ -64,6 +67,9 @@ class Work:
     ending: Ending | None = None
     saved_status: str = ""
     saved_iteration: int | None = None
+    is_leaving: bool = False
+    is_over: bool = False
+    writing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def trial_id(self) -> str:
@@ -228,7 +234,7 @@ class DeskReader:
         """Begin an attempt and read its seed; None if this driver does not run it."""
         name = printable(attempt.trial_id, 80)
         if not is_safe_name(attempt.trial_id) or attempt.attempt != SHARED_ATTEMPT:
-            logger.warning("%s on the desk is no attempt that can be shared.", name)
+            logger.warning("%s on the desk cannot be a shared attempt.", name)
             return None
         try:
             request = AttemptRecords(self._store, attempt.restore_id, attempt.trial_id).request(

@@ -5,13 +5,13 @@ in their order (`runner.tune.shared_controller`): it takes what the desk reader 
 saves it, stops what was asked to stop, trains, saves from time to time, and records what has ended.
 """
 
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import AttemptId
 from airflow_tune_restore.protocol.desk import SHARED_ATTEMPT
 from airflow_tune_restore.protocol.request import Result, RunnerProgress, TrialAction
 from airflow_tune_restore.runner.desk_reader import DeskReader, Work
@@ -20,15 +20,16 @@ from airflow_tune_restore.runner.reporter import Reporter
 from airflow_tune_restore.runner.room import RoomWatch
 from airflow_tune_restore.runner.signals import StopRequestedError
 from airflow_tune_restore.runner.tune.shared_context import SharedContext, ending_of
+from airflow_tune_restore.runner.worker_lines import WorkerLines
 from airflow_tune_restore.storage.in_flight import for_each
 from tests.simulation.runner import NOWHERE, TRACEBACK, SimulatedAttempt, Trained, Training
+from tests.simulation.standins import Event, Lock
 from tests.simulation.sweeps import STARTED_AT, TrialFiles, state_body
 
 IDLE_STEP_SECONDS = 0.1
 EVENT_SECONDS = 0.5
 """How long a step of Ray waits for a result."""
 
-RETRY_SECONDS = 2.0
 SAVE_SECONDS = 10.0
 """How often changed trials are saved that have not ended."""
 
@@ -76,7 +77,10 @@ class _Trainer(Training):
 
 
 class _Reader(DeskReader):
-    """The real one, for a main thread that a signal interrupts while there is no work."""
+    """The real one, for a main thread that a signal interrupts while there is no work.
+
+    A dataclass has the locks of `threading` as its defaults from its definition on.
+    """
 
     is_interrupted = staticmethod(bool)
 
@@ -84,6 +88,22 @@ class _Reader(DeskReader):
         if self.is_interrupted():
             raise StopRequestedError
         return super().is_done()
+
+    def _try_to_take(self, attempt: AttemptId) -> Work | None:
+        work = super()._try_to_take(attempt)
+        if work is not None:
+            work.writing = Lock()  # type: ignore[assignment]
+        return work
+
+
+class _Lines(WorkerLines):
+    """Nothing is printed here."""
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
 
 
 @dataclass(kw_only=True)
@@ -94,6 +114,7 @@ class SharedTraining(SharedContext):
     trainer: _Trainer
     running: list[Work] = field(default_factory=list)
     saved_at: float = 0.0
+    is_waiting: bool = True
 
     @classmethod
     def of(cls, attempt: SimulatedAttempt) -> "SharedTraining":
@@ -113,11 +134,13 @@ class SharedTraining(SharedContext):
             is_paused=lambda: attempt._stop.is_paused,
             reader=reader,
             reporter=reporter,
+            lines=_Lines(reporter.add_lines),
             leaving=heartbeat.leaving,
+            has_halted=Event(),  # type: ignore[arg-type]
             attempt=attempt,
             trainer=_Trainer(attempt, reporter),
         )
-        reader.is_interrupted = lambda: not context.first and attempt._stop.received
+        reader.is_interrupted = lambda: context.is_waiting and attempt._stop.received
         return context
 
     @property
@@ -126,7 +149,9 @@ class SharedTraining(SharedContext):
 
     def run(self) -> None:
         """Run it, from `TuneController.resume` to the last snapshot."""
-        queued = self._restore(self.first)
+        self.is_waiting = False
+        works, self.first = self.first, []
+        queued = self._restore(works)
         self.check_fence()
         self._prepare(queued)
         self._put_snapshot()
@@ -136,7 +161,8 @@ class SharedTraining(SharedContext):
         self._save()
 
     def _works(self) -> list[Work]:
-        return [work for work in self.reader.works() if work.trial is not None]
+        works = self.reader.works()
+        return [work for work in works if work.trial is not None and not work.is_leaving]
 
     def _step(self) -> None:
         new = self.take_new()
@@ -218,29 +244,40 @@ class SharedTraining(SharedContext):
         self._save_trials(self._works(), with_files=True)
 
     def _put_snapshot(self) -> None:
-        new = [work for work in self._works() if not work.saved_status]
-        self._save_trials(new, with_files=False)
+        self._save_trials(self._new(), with_files=False)
+
+    def _new(self) -> list[Work]:
+        return [
+            work
+            for work in self._works()
+            if not (work.saved_status or work.error) and work.trial.status == "PENDING"
+        ]
 
     def _save_trials(self, works: list[Work], *, with_files: bool) -> None:
-        changed = [work for work in works if work.error is None and work.trial.is_changed]
-        if not changed:
-            return
+        changed = [work for work in works if self._has_changed(work)]
         if with_files:
             for_each(self._upload, changed)
-        snapshots = [(work, work.trial.trained.files) for work in changed]
+        for_each(lambda save: save(), [self._save_row(work) for work in changed])
+        for work in changed:
+            work.trial.is_changed = False
 
-        def put(snapshot: tuple[Work, TrialFiles]) -> None:
-            work, files = snapshot
-            request = work.request
+    @staticmethod
+    def _has_changed(work: Work) -> bool:
+        is_marked = work.trial.is_changed or work.saved_status != work.trial.status
+        return work.error is None and is_marked
+
+    def _save_row(self, work: Work) -> Callable[[], None]:
+        request, files = work.request, work.trial.trained.files
+        is_stopped = work.ending is not None and work.ending.result is Result.INTERRUPTED
+        is_later = is_stopped or (self.is_paused() and files.status == "RUNNING")
+        row = replace(files, status="PAUSED").row() if is_later else files.row()
+
+        def save() -> None:
             key = layout.snapshot_key(request.restore_id, request.trial_id, request.attempt)
-            is_later = work.ending is not None or (self.is_paused() and files.status == "RUNNING")
-            row = replace(files, status="PAUSED").row() if is_later else files.row()
             self.store.put(key, state_body([row], start_time=STARTED_AT))
             work.saved_status, work.saved_iteration = files.status, files.iteration
 
-        for_each(put, snapshots)
-        for work in changed:
-            work.trial.is_changed = False
+        return save
 
     def _upload(self, work: Work) -> None:
         trained = work.trial.trained
@@ -250,23 +287,28 @@ class SharedTraining(SharedContext):
             )
 
     def _record_ended(self) -> None:
-        ended = [work for work in self.reader.works() if _has_ended(work)]
-        if not ended or self.now < self.retry_at:
+        for work in self.reader.works():
+            if _has_ended(work) and not work.is_leaving:
+                self._begin_to_record(work)
+        self.ended = [work for work in self.ended if not work.is_over]
+
+    def _begin_to_record(self, work: Work) -> None:
+        if work.trial is None:
+            self.record(work)
             return
-        self.retry_at = self.now + RETRY_SECONDS
-        restored = [work for work in ended if work.trial is not None]
-        for work in restored:
-            self._stop_alone(work)
-        try:
-            self._save_trials(restored, with_files=True)
-        except TuneRestoreError as error:
-            self._tell(f"tries to save an end again: {error}")
+        self._stop_alone(work)
+        self.ended.append(work)
+        work.ending = work.ending or ending_of(work.trial)
+        if not self._has_changed(work):
+            self.record(work)
             return
-        for work in ended:
-            work.ending = work.ending or ending_of(work.trial)
-        self.finish(ended)
-        if not set(self.reader.works()).intersection(ended):
-            self.retry_at = 0.0
+        save_row = self._save_row(work)
+
+        def save() -> None:
+            self._upload(work)
+            save_row()
+
+        self.record(work, save)
 
     def _tell(self, text: str) -> None:
         self.trainer.world.tell(self.trainer.process, text)

@@ -226,6 +226,10 @@ class Pool:
         for future in self._futures:
             future.wait()
 
+    def shutdown(self) -> None:
+        for future in self._futures:
+            future.wait()
+
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:
         future = Future(lambda: function(*args))
         self._futures.append(future)

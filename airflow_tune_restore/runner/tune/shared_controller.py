@@ -31,8 +31,7 @@ from airflow_tune_restore.runner.tune.shared_context import SharedContext, endin
 from airflow_tune_restore.storage.in_flight import for_each
 
 IDLE_STEP_SECONDS = 0.1
-RETRY_SECONDS = 2.0
-"""After this, the end of a trial that could not be saved is tried again."""
+"""A step without trials takes as long."""
 
 _CHOICES = {
     TrialAction.RESUME: ResumeConfig.ResumeType.RESUME,
@@ -59,7 +58,8 @@ class SharedController(GuardedController):
         self.context.fail_fast, self._fail_fast = self._fail_fast, False
         self._stopper = OwnStoppers(self._stopper)
         self.update_max_pending_trials()
-        return self._restore(self.context.first)
+        works, self.context.first = self.context.first, []
+        return self._restore(works)
 
     def _restore(self, works: Iterable[Work]) -> list[Trial]:
         def start(work: Work) -> None:
@@ -106,10 +106,10 @@ class SharedController(GuardedController):
         def prepare(work: Work) -> None:
             self.prepare_files(work.trial, work.request)
 
-        queued = [work for work in self._works() if not work.saved_status and not work.ending]
-        for work in queued:
+        new = self._new()
+        for work in new:
             work.trial.init_local_path()
-        self._each(prepare, queued)
+        self._each(prepare, new)
 
     def _each(self, step: Callable[[Work], None], works: list[Work]) -> list[Work]:
         """Do a step for many attempts at the same time; return those for which it did not fail."""
@@ -125,8 +125,17 @@ class SharedController(GuardedController):
         return list(compress(works, for_each(carry_out, works)))
 
     def _works(self) -> list[Work]:
-        """Return the attempts whose trials are restored."""
-        return [work for work in self.context.reader.works() if work.trial is not None]
+        """Return the attempts whose trials are restored, and whose ends are not recorded yet."""
+        works = self.context.reader.works()
+        return [work for work in works if work.trial is not None and not work.is_leaving]
+
+    def _new(self) -> list[Work]:
+        """Return the attempts that wait for their first snapshot, and have not begun to train."""
+        return [
+            work
+            for work in self._works()
+            if not (work.saved_status or work.error) and work.trial.status == Trial.PENDING
+        ]
 
     def is_finished(self) -> bool:
         """Whether nothing is in work and nothing more comes."""
@@ -142,7 +151,7 @@ class SharedController(GuardedController):
                     work, Ending(Result.INTERRUPTED, INTERRUPTED, "stopped; it can be resumed")
                 )
         if all(trial.is_finished() for trial in self._trials):
-            self._wait()
+            self._let_actors_go()
         else:
             super().step()
         self._record_ended()
@@ -157,8 +166,8 @@ class SharedController(GuardedController):
             except (TuneRestoreError, OSError) as error:
                 logger.warning("The first snapshots follow later: %s", error)
 
-    def _wait(self) -> None:
-        """Let ended actors go, as in a step of Ray, which would complain that there is no trial."""
+    def _let_actors_go(self) -> None:
+        """Let ended actors go, as in a step of Ray, which would warn that nothing runs."""
         if not self._actor_manager.next(timeout=IDLE_STEP_SECONDS):
             time.sleep(IDLE_STEP_SECONDS)
         self.on_step_end()
@@ -187,8 +196,7 @@ class SharedController(GuardedController):
 
     def _put_snapshot(self) -> None:
         """Save the rows of new trials."""
-        new = [work for work in self._works() if not work.saved_status]
-        self._save_trials(new, with_files=False)
+        self._save_trials(self._new(), with_files=False)
 
     def _save_trials(self, works: list[Work], *, with_files: bool) -> None:
         """Save what has changed, several trials at the same time: their files, then their rows."""
@@ -199,23 +207,28 @@ class SharedController(GuardedController):
         if with_files:
             for_each(self._upload, [work.trial for work in changed])
             callbacks = self.callbacks_body()
-        snapshots = [(work, work.trial.status, self._snapshot_of(work)) for work in changed]
+        saves = [self._save_row(work, callbacks) for work in changed]
+        for_each(lambda save: save(), saves)
+        self._trials_to_cache.difference_update(work.trial for work in changed)
 
-        def put(snapshot: tuple[Work, str, bytes]) -> None:
-            work, status, body = snapshot
-            request = work.request
+    def _save_row(self, work: Work, callbacks: bytes | None) -> Callable[[], None]:
+        """Return a function, for any thread, that saves the present row of a trial."""
+        request, status, body = work.request, work.trial.status, self._snapshot_of(work)
+        last = work.trial.run_metadata.last_result
+        iteration = whole_iteration(last.get("training_iteration"))
+
+        def save() -> None:
             self.put_callbacks(request, callbacks)
             key = layout.snapshot_key(request.restore_id, request.trial_id, request.attempt)
             self.context.store.put(key, body)
-            last = work.trial.run_metadata.last_result
-            work.saved_status = status
-            work.saved_iteration = whole_iteration(last.get("training_iteration"))
+            work.saved_status, work.saved_iteration = status, iteration
 
-        for_each(put, snapshots)
-        self._trials_to_cache.difference_update(work.trial for work in changed)
+        return save
 
     def _has_changed(self, work: Work) -> bool:
-        return work.error is None and work.trial in self._trials_to_cache
+        # Ray does not mark the end of a trial that has no actor
+        is_marked = work.trial in self._trials_to_cache or work.saved_status != work.trial.status
+        return work.error is None and is_marked
 
     def _snapshot_of(self, work: Work) -> bytes:
         trial = work.trial
@@ -223,31 +236,35 @@ class SharedController(GuardedController):
         state["_stopper"] = self._stopper.of(trial.trial_id)
         with out_of_band_serialize_dataset(), memory.own_resources(trial, work.request):
             row = trial.get_json_state()
-            return self.encode([row if work.ending is None else resumed_later(row)], state)
+            is_stopped = work.ending is not None and work.ending.result is Result.INTERRUPTED
+            return self.encode([resumed_later(row) if is_stopped else row], state)
 
     def _record_ended(self) -> None:
-        """Save and record the trials that have ended, and drop them: others may follow for hours."""
-        ended = [work for work in self.context.reader.works() if _has_ended(work)]
-        if not ended or time.monotonic() < self.context.retry_at:
+        """Record the trials that have ended, and drop those that are recorded: others may follow."""
+        for work in self.context.reader.works():
+            if _has_ended(work) and not work.is_leaving:
+                self._begin_to_record(work)
+        for work in [work for work in self.context.ended if work.is_over]:
+            self.context.ended.remove(work)
+            self._forget(work.trial)
+
+    def _begin_to_record(self, work: Work) -> None:
+        if work.trial not in self._trials:  # it could not be restored
+            self.context.record(work)
             return
-        self.context.retry_at = time.monotonic() + RETRY_SECONDS
-        restored = [work for work in ended if work.trial in self._trials]
-        for work in restored:
-            self.stop_alone(work.trial)  # it may have been refused after it was queued
-        try:
-            self._save_trials(restored, with_files=True)
-        except (TuneRestoreError, OSError) as error:
-            logger.warning("The end of a trial could not be saved; it is tried again: %s", error)
+        self.stop_alone(work.trial)  # it may have been refused after it was queued
+        self.context.ended.append(work)
+        work.ending = work.ending or ending_of(work.trial)
+        if not self._has_changed(work):
+            self.context.record(work)
             return
-        for work in ended:
-            work.ending = work.ending or ending_of(work.trial)
-        self.context.finish(ended)
-        left = self.context.reader.works()
-        for work in restored:
-            if work not in left:
-                self._forget(work.trial)
-        if not set(left).intersection(ended):
-            self.context.retry_at = 0.0
+        save_row = self._save_row(work, self.callbacks_body())
+
+        def save() -> None:
+            self._upload(work.trial)
+            save_row()
+
+        self.context.record(work, save)
 
     def _forget(self, trial: Trial) -> None:
         """Drop what Ray keeps of a trial until the end of a run."""
@@ -262,6 +279,15 @@ class SharedController(GuardedController):
             by_id.pop(trial.trial_id, None)
         self._stopper.forget(trial.trial_id)
         shutil.rmtree(trial.local_path, ignore_errors=True)  # its files are in storage
+
+    def _actor_started(self, tracked_actor: Any, *args: Any, **kwargs: Any) -> None:
+        """Ask the process of a trial for its id, before it trains."""
+        trial = self._actor_to_trial[tracked_actor]
+        self._schedule_trial_task(trial, "get_current_ip_pid", on_result=self._assign_lines)
+        super()._actor_started(tracked_actor, *args, **kwargs)
+
+    def _assign_lines(self, trial: Trial, ip_and_pid: tuple[str, int]) -> None:
+        self.context.lines.assign(*ip_and_pid, self.context.work_of(trial).trial_id)
 
     def report(self, trial: Trial, progress: RunnerProgress) -> None:
         """Print a result under the planned trial id, and keep it for the task of the trial."""
