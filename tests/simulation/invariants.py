@@ -71,7 +71,7 @@ class Invariants:
         self.beats: dict[Process, float] = {}
         self.beats_of_trial: dict[tuple[Process, str], float] = {}
         self.first_beats: dict[tuple[Process, str], float] = {}
-        self.longest_silence: dict[tuple[Process, str], float] = {}
+        self.longest_silence: dict[Process, float] = {}
         self.sharers: dict[str, Process] = {}
         self.units: dict[str, str] = {}
         self.has_outcome: set[Process] = set()
@@ -171,13 +171,16 @@ class Invariants:
     def _note_beat(self, write: Write) -> None:
         process, now = write.process, self.world.now
         self.beats[process] = now
-        if _is_shared_driver(process) and "/trials/" in write.key:
+        if not _is_shared_driver(process):
+            return
+        unit = layout.SHARED_DRIVER
+        if "/trials/" in write.key:
             i4_one_driver_per_attempt(self, write)
-            shared = process, layout.unsegment(write.key.split("/")[3])
-            silence = now - self.beats_of_trial.get(shared, now)
-            self.longest_silence[shared] = max(silence, self.longest_silence.get(shared, 0.0))
-            self.beats_of_trial[shared] = now
-            self.first_beats.setdefault(shared, now)
+            unit = layout.unsegment(write.key.split("/")[3])
+        silence = now - self.beats_of_trial.get((process, unit), now)
+        self.longest_silence[process] = max(silence, self.longest_silence.get(process, 0.0))
+        self.beats_of_trial[process, unit] = now
+        self.first_beats.setdefault((process, unit), now)
 
     def note_driver(self, driver: Process, *, has_written: bool) -> None:
         """Take note of a driver; a restore that died uncommitted no longer fits what it writes."""
@@ -524,15 +527,13 @@ def i4_one_driver_per_attempt(watch: Invariants, write: Write) -> None:
 
 
 def i4_a_living_driver_keeps_its_trials(watch: Invariants, write: Write) -> None:
-    """I4: a trial is given up as lost with its driver only if that has ended, or was silent."""
-    _, restore_id, _, segment, *_ = write.key.split("/")
+    """I4: a trial is given up as lost with its driver only if that has ended, or was silent once."""
     driver = watch.sharers.get(f"{write.key.rpartition('/')[0]}/heartbeat.json")
     if driver is None or not driver.is_alive or driver in watch.has_outcome:
         return
-    shared = driver, layout.unsegment(segment)
-    silence = watch.world.now - watch.beats_of_trial[shared]
-    if max(silence, watch.longest_silence[shared]) < QUIET_SECONDS:
-        raise broken("I4", f"{write.process} gives up {segment} of {restore_id}: {driver} lives")
+    silence = watch.world.now - watch.beats[driver]
+    if max(silence, watch.longest_silence[driver]) < QUIET_SECONDS:
+        raise broken("I4", f"{write.process} puts {write.key}, although {driver} lives")
 
 
 def _is_shared_driver(process: Process) -> bool:

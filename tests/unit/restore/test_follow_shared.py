@@ -214,7 +214,7 @@ def test_a_trial_that_the_next_driver_begins_during_a_look_stays_with_it(world, 
     looked = follower._reports.new
 
     def begin_meanwhile(attempt: int) -> list:
-        if not world.script:
+        if follower.driver == ended:
             world.claim(DRIVER, ended + 1)
             world.beat(attempt=ended + 1)
             world.beat("a")
