@@ -85,8 +85,11 @@ class SharedFollower:
         if self.outcome is not None:
             return reports, True
         # a driver that died after it began the trial may have a living successor, which does not run it
-        if is_over or (has_begun and quiet_seconds > QUIET_SECONDS):
-            self.alone_because = leave_ended_driver(self.store, self.restore_id, self.trial_id)
+        is_lost = has_begun and quiet_seconds > QUIET_SECONDS
+        if is_over or is_lost:
+            self.alone_because = leave_ended_driver(
+                *(self.store, self.restore_id, self.trial_id), None if is_lost else newest
+            )
             if self.alone_because:
                 self.outcome = self._trial.outcome(SHARED_ATTEMPT)  # it lived after all
             else:

@@ -201,7 +201,7 @@ def _read_failure(records: AttemptRecords, attempt: int, pause_at: str) -> Faile
         )
     if outcome is not None and outcome.result != Result.INTERRUPTED:
         return None
-    if outcome is None and _was_shared(records, attempt):
+    if _was_shared(records, attempt):
         return None  # another trial may have ended the driver: this one runs alone next, and counts then
     # an interrupted runner had time to save, but may have lost its node all the same
     end = records.exit(attempt, infer_from_heartbeat=outcome is None)

@@ -101,6 +101,7 @@ class DeskReader:
         self._works: dict[str, Work] = {}
         self._new: list[Work] = []
         self._running = 0
+        self._is_done = False
         self._idle_since: float | None = None
         self._idle_seconds = 0.0
         self._stopped = threading.Event()
@@ -154,11 +155,14 @@ class DeskReader:
             logger.warning("Trial %s stays on the desk: %s", work.trial_id, error)
 
     def is_done(self) -> bool:
-        """Whether nothing is in work and nothing more comes."""
+        """Whether nothing is in work and nothing more comes. Once it is so, nothing more is taken."""
         with self._lock:
             if self._works or self._waiting:
-                return False
-            return self._is_closed or self._idle_seconds >= IDLE_SECONDS
+                return self._is_done
+            self._is_done |= self._is_closed or self._idle_seconds >= IDLE_SECONDS
+            if self._is_done:
+                self._stopped.set()
+            return self._is_done
 
     def seeds(self) -> list[dict[str, Any]]:
         """Return the seeds of all attempts that are in work or on the desk now, as far as readable."""
@@ -247,7 +251,7 @@ class DeskReader:
         except FencedError as error:
             logger.info("%s", error)  # another driver has it, or had it
             return None
-        work = Work(request=request)
+        work = Work(request=request, started_at=now())
         try:
             work.seed = self._read_seed(work.trial_id)
         except (TuneRestoreError, OSError) as error:

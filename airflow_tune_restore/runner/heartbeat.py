@@ -20,7 +20,7 @@ from typing import NoReturn
 from airflow_tune_restore.exceptions import KeyExistsError, LeaseLostError, TuneRestoreError
 from airflow_tune_restore.protocol import layout, lease, lease_objects
 from airflow_tune_restore.protocol.attempts import AttemptRecords
-from airflow_tune_restore.protocol.kept_lease import look_until_fresh
+from airflow_tune_restore.protocol.kept_lease import FRESH_SECONDS, look_until_fresh
 from airflow_tune_restore.protocol.records import is_listed
 from airflow_tune_restore.protocol.request import EXIT_FENCED, RunnerRequest
 from airflow_tune_restore.runner.outcome import now
@@ -104,7 +104,8 @@ class Heartbeat:
         self._epoch = 0
         self._ttl_seconds = lease_objects.DEFAULT_TTL_SECONDS
         self._last_success = time.monotonic()
-        self._looked_at = -math.inf
+        self._looked_at = self._joined_at = -math.inf
+        self._looking = threading.Lock()
         self._stopped = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, name="heartbeat", daemon=True),
@@ -139,6 +140,9 @@ class Heartbeat:
     def join(self, request: RunnerRequest) -> None:
         """Write the first heartbeat of an attempt that this process runs, too, and go on with it.
 
+        The next write of this process looks whether it may: the commit may have begun since the last
+        look, and have found no runner of this attempt.
+
         Raises:
             FencedError: If there is a newer attempt, or another runner of this one.
         """
@@ -149,6 +153,7 @@ class Heartbeat:
         beats.check_newest()
         with self._beating:
             self._in_work[request.trial_id] = beats
+            self._joined_at = time.monotonic()
 
     @contextlib.contextmanager
     def leaving(self, request: RunnerRequest) -> Iterator[None]:
@@ -212,7 +217,13 @@ class Heartbeat:
 
         Before each write: the heartbeats go on from another thread, so it seldom costs a request.
         """
-        look_until_fresh(self._store, self.check_or_end, lambda: self._looked_at)
+        if time.monotonic() - self._looked_lately() > FRESH_SECONDS:
+            with self._looking:  # once for all threads that write
+                look_until_fresh(self._store, self.check_or_end, self._looked_lately)
+
+    def _looked_lately(self) -> float:
+        """Return when the last look began; one that knew less than all attempts in work does not count."""
+        return self._looked_at if self._looked_at > self._joined_at else -math.inf
 
     def _run(self) -> None:
         while not self._stopped.wait(self._period()):

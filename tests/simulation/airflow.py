@@ -22,6 +22,7 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.desk import SHARED_ATTEMPT, Desk
 from airflow_tune_restore.protocol.lease_objects import DagRunId, HolderStatus, LeaseStatus
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
 from airflow_tune_restore.restore.choices import PlanChoices
@@ -29,6 +30,7 @@ from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attemp
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
+from airflow_tune_restore.restore.follow_shared import SharedFollower
 from airflow_tune_restore.restore.history import seen_before
 from airflow_tune_restore.restore.ledger import read_history
 from airflow_tune_restore.restore.own_restore import find_started, fresh_restore_id
@@ -43,9 +45,11 @@ from airflow_tune_restore.restore.prepare import prepare_continued_search, prepa
 from airflow_tune_restore.restore.prepared import PrepareOptions
 from airflow_tune_restore.restore.release import release_trials
 from airflow_tune_restore.restore.runner_death import record_death
+from airflow_tune_restore.restore.shared_driver import find_why_alone, hand_over
 from airflow_tune_restore.restore.start import release_unstarted, start_restore
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.base import ObjectStore
+from tests.simulation import shared  # noqa: F401  runners of shared drivers need it
 from tests.simulation.runner import run_runner
 from tests.simulation.standins import Event, Time
 from tests.simulation.sweeps import Sweep
@@ -66,7 +70,8 @@ class Meddling:
 
     Args:
         what: `twice`, `lost`, `clear`, `time out`; `time out unheard` if the workers do not hear of it;
-            `runner twice` for a pod that runs on a lost node, too.
+            `stop` for a task that its `execution_timeout` ends; `runner twice` for a pod that runs on a
+            lost node, too.
         task: The task that it is done to: plan, trial, commit or samples.
         seconds: When, after the task began (after the DAG run began, for a time-out).
     """
@@ -278,6 +283,8 @@ class DagRun:
                 self._start_again(name, role, number, body, each.seconds)
             for each in self._take("clear", role):
                 world.after(each.seconds, self._clear, role)
+            for each in self._take("stop", role):
+                world.after(each.seconds, _ask_to_stop, process)
             for each in self._take("lost", role):
                 world.after(each.seconds, lambda g=gone, p=process: self._lose(g, p))
             gone.wait()
@@ -366,9 +373,7 @@ class DagRun:
     def _stop_all(self) -> None:
         """SIGTERM for every task that runs, and SIGKILL five seconds later."""
         for process in self._current.values():
-            process.ask_to_stop()
-            for child in process.children:
-                child.ask_to_stop()
+            _ask_to_stop(process)
             self.world.after(5.0, process.kill)
 
     # the bodies of the tasks
@@ -425,7 +430,10 @@ class DagRun:
             shares_run = plan.is_whole_experiment and not plan.only_continues_search
             try:
                 lease.keep_alive(store, restore_id)
-                outcome = self._follow(plan, unit) if shares_run else self._run_child(plan, unit)
+                if shares_run:
+                    outcome = self._follow(plan, unit)
+                else:
+                    outcome = self._run_shared(plan, unit) or self._run_child(plan, unit)
             except LeaseLostError as error:
                 raise Failed(str(error)) from error
             except RestorePausedError as error:
@@ -463,6 +471,34 @@ class DagRun:
                 raise Failed("it was stopped")
         assert follower.outcome is not None
         return follower.outcome
+
+    def _run_shared(self, plan: RestorePlan, unit: str) -> RunnerOutcome | None:
+        """Run the trial in a driver that others share; None if it runs alone (`LocalAttempt`)."""
+        store, restore_id = self.airflow.store, plan.restore_id
+        if unit in layout.RUNS_OF_MANY or not plan.trial(unit).shares_driver:
+            return None
+        if hand_over(store, plan, unit, _SETTINGS, log=lambda *_: None) is None:
+            return None
+
+        def start(number: int) -> None:
+            many = layout.SHARED_DRIVER
+            claim_next_attempt(store, plan, many, _SETTINGS, log=lambda *_: None, attempt=number)
+            self._start_runner(restore_id, many, number)
+
+        follower = SharedFollower(
+            store, restore_id, unit, start, monotonic=Time.monotonic, sleep=Time.sleep
+        )
+        process = self.world.process
+        for _ in follower.progress():
+            if process.is_asked_to_stop:
+                Desk(store, restore_id).ask_to_stop(unit, SHARED_ATTEMPT)
+                raise RunnerError("it was stopped")
+        outcome = follower.outcome
+        why = find_why_alone(outcome, on_cluster=False) if outcome else follower.alone_because
+        if why:
+            self.world.tell(process, f"goes on alone: {why}")
+            return None
+        return outcome
 
     def _start_runner(self, restore_id: str, unit: str, attempt: int) -> Process:
         airflow, world = self.airflow, self.world
@@ -569,6 +605,13 @@ class DagRun:
             case Result.REFUSED | Result.FENCED:
                 raise Failed(outcome.describe_error())
         commit_restore(store, plan.restore_id)
+
+
+def _ask_to_stop(process: Process) -> None:
+    """SIGTERM to a task, which passes it on to its runner."""
+    process.ask_to_stop()
+    for child in process.children:
+        child.ask_to_stop()
 
 
 _SETTINGS = RunnerSettings(trainable="train")

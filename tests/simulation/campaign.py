@@ -25,6 +25,7 @@ _HAPPENED = {
     "twice": "a task is started twice",
     "lost": "a living task is taken for dead",
     "clear": "a task is cleared",
+    "stop": "a task is stopped by its `execution_timeout`",
     "runner twice": "a runner is started twice for one attempt",
     "time out": "a DAG run times out",
     "time out unheard": "a DAG run times out, and no worker hears of it",

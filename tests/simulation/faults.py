@@ -98,6 +98,31 @@ _OF_SETTLEMENT = (
     ("put", "*/lease/*.release.json"),
     ("put", "*/seed.json"),
 )
+_OF_SHARED = (
+    ("list", "*/desk", ("runner",)),
+    ("put", "*/desk/*", ("trial",)),
+    ("delete", "*/desk/*", ("runner", "trial")),
+    ("create", "*/request.json", ("trial",)),
+    ("create", "*/shared/attempts/*/request.json", ("trial",)),
+    ("create", "*/heartbeat.json", ("runner",)),
+    ("create", "*/trials/*/heartbeat.json", ("runner",)),
+    ("put", "*/shared/attempts/*/heartbeat.json", ("runner",)),
+    ("put", "*/trials/*/heartbeat.json", ("runner",)),
+    ("list", "*/trials/*/attempts", ("runner", "trial")),
+    ("get", "*/trials/*/heartbeat.json", ("trial",)),
+    ("get", "*/shared/attempts/*/heartbeat.json", ("trial",)),
+    ("get", "*/seed.json", ("runner",)),
+    ("get", "*/request.json", ("runner",)),
+    ("put", "*/start-*.json", ("runner",)),
+    ("put", "*/checkpoint_*", ("runner",)),
+    ("put", "*/result.json", ("runner",)),
+    ("put", "*/attempts/*/state.json", ("runner",)),
+    ("put", "*/trials/*/outcome.json", ("runner",)),
+    ("put", "*/shared/attempts/*/outcome.json", ("runner",)),
+    ("put", "*/exit.json", ("trial",)),
+    ("*", "*", ("runner",)),
+    ("*", "*", ("trial",)),
+)
 _ROLES = (("plan", 60), ("trial", 15), ("runner", 60), ("commit", 60), ("samples", 80))
 _RARE_ROLES = (("undo", 30), ("release", 30))
 
@@ -112,6 +137,14 @@ def draw_fault_of_settlement(rng: random.Random) -> Fault:
     kind = rng.choice(list(FaultKind))
     verb, key = rng.choice(_OF_SETTLEMENT)
     return Fault(kind, "plan", rng.choice((1, 1, 2)), verb, key, _draw_seconds(rng, kind))
+
+
+def draw_fault_of_shared(rng: random.Random) -> Fault:
+    """Draw a fault of a driver that trials share, or of a task that hands its trial over."""
+    kind = rng.choice((*FaultKind, FaultKind.FREEZES, FaultKind.FREEZES))
+    verb, key, roles = rng.choice(_OF_SHARED)
+    nth = rng.randint(1, 150 if key == "*" else 5)
+    return Fault(kind, rng.choice(roles), nth, verb, key, _draw_seconds(rng, kind))
 
 
 def _draw(rng: random.Random) -> Fault:

@@ -69,7 +69,13 @@ class Invariants:
         self.originals = sweep.files()
         self.trainers: dict[str, tuple[Process, float]] = {}
         self.beats: dict[Process, float] = {}
+        self.beats_of_trial: dict[tuple[Process, str], float] = {}
+        self.first_beats: dict[tuple[Process, str], float] = {}
+        self.longest_silence: dict[Process, float] = {}
+        self.sharers: dict[str, Process] = {}
+        self.units: dict[str, str] = {}
         self.has_outcome: set[Process] = set()
+        self.has_outcome_of: set[tuple[Process, str]] = set()
         self.claims_of_faulty_nights = 0
         self.progress: dict[tuple[str, str], int] = {}
         self.finished: dict[str, str] = {}
@@ -116,12 +122,14 @@ class Invariants:
                 self._note_commit(write)
             elif write.key.endswith("/outcome.json"):
                 self._note_outcome(write)
+            elif write.key.endswith("/exit.json"):
+                i4_a_living_driver_keeps_its_trials(self, write)
             elif write.key.endswith("/state.json"):
                 self._note_progress(write)
             elif write.key == layout.LEDGER:
                 self._note_ledger(write)
             elif write.key.endswith("/heartbeat.json"):
-                self.beats[write.process] = self.world.now
+                self._note_beat(write)
         elif write.process.role == "driver":
             self.driven_at = self.world.now
             self.finished.clear()  # restores of before no longer fit what it writes
@@ -147,6 +155,32 @@ class Invariants:
                 "I3",
                 f"{process} trains {trial_id} again, which {self.finished[trial_id]} has finished",
             )
+
+    def has_ended(self, process: Process, trial_id: str) -> bool:
+        """Whether a process is gone, or has recorded that it no longer runs a trial."""
+        is_over = process in self.has_outcome or (process, trial_id) in self.has_outcome_of
+        return is_over or not process.is_alive
+
+    def silent(self, process: Process, trial_id: str, began: float) -> float:
+        """Return for how long a process has written no heartbeat for a trial that it began."""
+        if not _is_shared_driver(process):
+            return self.world.now - self.beats.get(process, began)
+        unit = self.units.get(trial_id, trial_id)
+        return self.world.now - self.beats_of_trial.get((process, unit), began)
+
+    def _note_beat(self, write: Write) -> None:
+        process, now = write.process, self.world.now
+        self.beats[process] = now
+        if not _is_shared_driver(process):
+            return
+        unit = layout.SHARED_DRIVER
+        if "/trials/" in write.key:
+            i4_one_driver_per_attempt(self, write)
+            unit = layout.unsegment(write.key.split("/")[3])
+        silence = now - self.beats_of_trial.get((process, unit), now)
+        self.longest_silence[process] = max(silence, self.longest_silence.get(process, 0.0))
+        self.beats_of_trial[process, unit] = now
+        self.first_beats.setdefault((process, unit), now)
 
     def note_driver(self, driver: Process, *, has_written: bool) -> None:
         """Take note of a driver; a restore that died uncommitted no longer fits what it writes."""
@@ -184,13 +218,18 @@ class Invariants:
             return
         outcome = RunnerOutcome.from_json(write.body)
         is_whole = f"/{layout.WHOLE_EXPERIMENT}/" in write.process.name
-        if not is_whole or outcome.trial_id == layout.WHOLE_EXPERIMENT:
+        is_trial = outcome.trial_id not in layout.RUNS_OF_MANY
+        is_shared = _is_shared_driver(write.process)
+        if not is_trial or not (is_whole or is_shared):
             self.has_outcome.add(write.process)
+        began = self.first_write[write.process]
+        if is_shared and is_trial:
+            self.has_outcome_of.add((write.process, outcome.final_trial_id))
+            began = self.first_beats.get((write.process, outcome.trial_id), began)
         looked = self.committed_from.get(outcome.restore_id, math.inf)
-        if self.first_write[write.process] > looked:
+        if began > looked:
             return  # its runner began when the commit had looked for runners
         still_fits = self.planned_at.get(outcome.restore_id, 0.0) > self.driven_at
-        is_trial = outcome.trial_id != layout.WHOLE_EXPERIMENT
         if outcome.result == "finished" and is_trial and still_fits:
             self.finished[outcome.final_trial_id] = write.process.name
         if outcome.result == "failed":
@@ -317,6 +356,7 @@ def i3_a_plan_has_its_seeds(watch: Invariants, write: Write) -> None:
     if write.before is not None:
         raise broken("I3", f"{write.process} overwrites {write.key}")
     for trial in plan.to_run:
+        watch.units[trial.final_trial_id] = trial.trial_id
         seed = watch.shelf.objects.get(layout.seed_key(plan.restore_id, trial.trial_id))
         if seed is None:
             raise broken("I3", f"{write.key} is written before the seed of {trial.trial_id}")
@@ -464,17 +504,40 @@ def i4_one_runner_per_trial(watch: Invariants, process: Process, trial_id: str) 
     """
     now = watch.world.now
     newest, began = watch.trainers.get(trial_id, (process, now))
-    if newest is process or not newest.is_alive or newest in watch.has_outcome:
+    if _is_shared_driver(process) and (process, trial_id) in watch.has_outcome_of:
+        raise broken("I4", f"{process} trains {trial_id} after its outcome")
+    if newest is process or watch.has_ended(newest, trial_id):
         watch.trainers[trial_id] = (process, now if newest is not process else began)
         return
     if _is_superseded(process, newest):
         if now > began + LONGEST_LOOK_SECONDS and _could_know(watch, process):
             raise broken("I4", f"{process} still trains {trial_id}, although {newest} has begun")
         return
-    silent = now - watch.beats.get(newest, began)
+    silent = watch.silent(newest, trial_id, began)
     if silent < QUIET_SECONDS and newest.frozen_until <= now:
         raise broken("I4", f"{process} trains {trial_id} while {newest} lives")
     watch.trainers[trial_id] = (process, now)
+
+
+def i4_one_driver_per_attempt(watch: Invariants, write: Write) -> None:
+    """I4: of two drivers that take one attempt, the first to begin it runs it, and nobody after it."""
+    first = watch.sharers.setdefault(write.key, write.process)
+    if first is not write.process:
+        raise broken("I4", f"{write.process} begins {write.key}, which {first} has begun")
+
+
+def i4_a_living_driver_keeps_its_trials(watch: Invariants, write: Write) -> None:
+    """I4: a trial is given up as lost with its driver only if that has ended, or was silent once."""
+    driver = watch.sharers.get(f"{write.key.rpartition('/')[0]}/heartbeat.json")
+    if driver is None or not driver.is_alive or driver in watch.has_outcome:
+        return
+    silence = watch.world.now - watch.beats[driver]
+    if max(silence, watch.longest_silence[driver]) < QUIET_SECONDS:
+        raise broken("I4", f"{write.process} puts {write.key}, although {driver} lives")
+
+
+def _is_shared_driver(process: Process) -> bool:
+    return f"/{layout.SHARED_DRIVER}/" in process.name
 
 
 def _is_superseded(process: Process, newest: Process) -> bool:
@@ -507,7 +570,7 @@ def i5_one_restore(watch: Invariants, write: Write) -> None:
         raise broken("I5", f"{write.process} takes {write.key}, which another process holds")
     restore_id = json.loads(write.body)["restore_id"]
     for trial_id, (trainer, _began) in watch.trainers.items():
-        if not trainer.is_alive or trainer in watch.has_outcome or not _could_know(watch, trainer):
+        if watch.has_ended(trainer, trial_id) or not _could_know(watch, trainer):
             continue
         silent = watch.world.now - watch.beats.get(trainer, 0.0)
         if KNOWN_DEAD_SECONDS <= silent < watch.ttl_seconds * 2 / 3 + LONGEST_LOOK_SECONDS:
@@ -573,9 +636,22 @@ def i7_failures_are_counted(watch: Invariants) -> None:
     doubled = {key: times for key, times in counted.items() if times > 1}
     if doubled:
         raise broken("I7", f"failures are counted more than once: {doubled}")
+    i7_a_lost_driver_is_no_failure(watch)
     missing = watch.failed - watch.taken_back - counted.keys()
     if missing:
         raise broken("I7", f"failed attempts are not in the ledger: {sorted(missing)}")
+
+
+def i7_a_lost_driver_is_no_failure(watch: Invariants) -> None:
+    """I7: of an attempt in a shared driver, only what the trial itself raised counts."""
+    for trial_id, history in _ledger(watch).items():
+        for failure in (*history.get("failures", ()), *history.get("released", ())):
+            unit = watch.units.get(trial_id, trial_id)  # a commit renames a restarted trial
+            key = layout.request_key(failure["restore_id"], unit, failure["attempt"])
+            stored = watch.shelf.objects.get(key)
+            is_shared = stored is not None and json.loads(stored.body)["is_shared"]
+            if is_shared and not failure.get("type"):
+                raise broken("I7", f"the loss of its driver counts against {trial_id}: {failure}")
 
 
 def _counted(ledger: bytes) -> Counter[tuple[str, str, int]]:

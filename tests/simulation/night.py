@@ -16,6 +16,7 @@ from tests.simulation.faults import (
     Faults,
     Storm,
     draw_fault_of_settlement,
+    draw_fault_of_shared,
     draw_faults,
 )
 from tests.simulation.invariants import (
@@ -31,6 +32,12 @@ from tests.simulation.sweeps import SWEEPS
 from tests.simulation.world import EPOCH, EndlessError, World
 
 HOUR, DAY = 3600.0, 86400.0
+
+SHARE_OF_SHARED = 0.2
+"""Of all worlds, those in which trials share a driver."""
+
+_SHARED = tuple(sorted(name for name in SWEEPS if SWEEPS[name].strategy == "shared_driver"))
+_OTHERS = sorted(SWEEPS.keys() - _SHARED)
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,13 @@ class Script:
 
 
 def draw_script(seed: int) -> Script:
-    """Draw a world."""
+    """Draw a world; in one of five, trials share a driver."""
+    script = _draw_script(seed)
+    rng = random.Random(f"{seed} shares")  # so that all other worlds stay as they were
+    return _draw_shared(rng, script) if rng.random() < SHARE_OF_SHARED else script
+
+
+def _draw_script(seed: int) -> Script:
     rng = random.Random(seed)
     script = _draw_any(rng, seed)
     chance = rng.random()
@@ -147,7 +160,7 @@ def _draw_any(rng: random.Random, seed: int) -> Script:
     kind = rng.choice(list(StoreKind))
     if kind is StoreKind.LOCAL:  # the disk of one machine, which has one clock
         clocks, jumps = clocks[:1] * 4, []
-    sweep = rng.choice(sorted(SWEEPS))
+    sweep = rng.choice(_OTHERS)
     return Script(
         seed=seed,
         sweep=sweep,
@@ -292,6 +305,28 @@ def _draw_windows(rng: random.Random, script: Script) -> Script:
         commands=(),
         losses=(),
         jumps=(),
+    )
+
+
+def _draw_shared(rng: random.Random, script: Script) -> Script:
+    """Let the trials of a world share a driver; in two of three, something is done to that driver."""
+    script = replace(script, sweep=rng.choice(_SHARED))
+    if rng.random() < 0.33:
+        return script
+    faults = [draw_fault_of_shared(rng) for _ in range(rng.randint(1, 3))]
+    first = script.nights[0]
+    tasks = [
+        Meddling(rng.choice(("stop", "runner twice", "twice", "lost")), "trial", seconds)
+        for seconds in [rng.uniform(0.0, rng.choice((5.0, 60.0, 150.0)))][: rng.randint(0, 1)]
+    ]
+    losses = script.losses
+    if rng.random() < 0.2:
+        losses = (*losses, Loss(rng.randrange(3), first.starts + rng.uniform(0.0, 90.0)))
+    return replace(
+        script,
+        nights=(replace(first, meddlings=(*first.meddlings, *tasks)), *script.nights[1:]),
+        faults=(*faults, *script.faults[: rng.randint(0, 2)]),
+        losses=losses,
     )
 
 

@@ -15,10 +15,12 @@ from airflow_tune_restore.restore import (
     ledger,
     prepare,
     release,
+    shared_driver,
     start,
     undo,
 )
 from airflow_tune_restore.restore.follow import Follower
+from airflow_tune_restore.restore.follow_shared import SharedFollower
 from airflow_tune_restore.restore.history import History
 from airflow_tune_restore.restore.snapshots import Snapshots
 from airflow_tune_restore.runner.attempt import Attempt
@@ -401,7 +403,65 @@ _OF_WINDOWS = (
     ),
 )
 
+_OF_SHARED_DRIVERS = (
+    Plant(
+        "shared attempt begun twice",
+        "A driver does not create the first heartbeat of an attempt exclusively.",
+        "I4",
+        (Edit(Heartbeat.join, "beats.create_first()", "beats.write()"),),
+        seed=0,
+    ),
+    Plant(
+        "no fence in a shared driver",
+        "A shared driver does not look for newer attempts of its trials.",
+        "I4",
+        (Edit(Heartbeat._read_lease, "[self._own, *self._in_work.values()]", "[self._own]"),),
+        seed=0,
+    ),
+    Plant(
+        "shared driver not awaited",
+        "A trial that a shared driver has begun runs alone at once; nobody waits until it is silent.",
+        "I4",
+        (Edit(SharedFollower._look, "and quiet_seconds > QUIET_SECONDS", ""),),
+        seed=0,
+    ),
+    Plant(
+        "next driver taken for the last",
+        "A driver that has begun a trial since the look at the newest driver counts as ended.",
+        "I4",
+        (Edit(shared_driver.leave_ended_driver, "max(numbers, default=0) > ended", "not numbers"),),
+        seed=0,
+    ),
+    Plant(
+        "begun trials wait for the next driver",
+        "A trial that a dead driver had begun waits on the desk, where no driver takes it.",
+        "EndlessError",
+        (Edit(shared_driver.leave_ended_driver, "    if has_begun:\n", "    if False:\n"),),
+        seed=0,
+    ),
+    Plant(
+        "trials of a dead driver forgotten",
+        "A follower waits for the outcome of a trial, and does not look whether its driver lives.",
+        "EndlessError",
+        (Edit(SharedFollower._look, "if is_over or is_lost:", "if newest == 0:"),),
+        seed=0,
+    ),
+)
+
 _FOUND_BY_SIMULATION = (
+    Plant(
+        "lost driver counts",
+        "A trial whose shared driver was lost, and recorded it as interrupted after all, has failed.",
+        "I7",
+        (
+            Edit(
+                ledger._read_failure,
+                "if _was_shared(records, attempt):",
+                "if outcome is None and _was_shared(records, attempt):",
+            ),
+        ),
+        seed=0,
+    ),
     Plant(
         "dead restore left alone",
         "A restore that died is not settled if nothing else is to do.",
@@ -442,6 +502,7 @@ PLANTS = {
         *_OF_COMMITS,
         *_OF_THE_REST,
         *_OF_WINDOWS,
+        *_OF_SHARED_DRIVERS,
         *_FOUND_BY_SIMULATION,
     )
 }

@@ -6,7 +6,7 @@ the outcome.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +116,9 @@ def run_runner(world: World, store: ObjectStore, sweep: Sweep, key: str) -> int:
 class SimulatedAttempt(Attempt):
     """The real attempt, with a training of its own in the place of Ray's."""
 
+    make_shared: Callable[["SimulatedAttempt"], Any]
+    """Makes the training of a driver that trials share (`tests.simulation.shared`)."""
+
     def __init__(
         self,
         world: World,
@@ -131,6 +134,8 @@ class SimulatedAttempt(Attempt):
         self._training: Training | None = None
 
     def _make_context(self) -> Any:
+        if self._is_shared:
+            return self.make_shared(self)
         kind = WholeTraining if self._request.trial_id == layout.WHOLE_EXPERIMENT else TrialTraining
         self._training = kind(self, self._newest_snapshot())
         return self._training
@@ -143,8 +148,14 @@ class SimulatedAttempt(Attempt):
         del loaded, asked
         context.run()
 
+    @property
+    def _is_shared(self) -> bool:
+        return self._request.trial_id == layout.SHARED_DRIVER
+
     def _record(self, ending: Ending, *, iteration: int | None = None) -> None:
-        del iteration
+        if self._is_shared:
+            super()._record(ending, iteration=iteration)
+            return
         training = self._training
         self.put_outcome(self._request, ending, training and training.trial_of_outcome)
 
@@ -154,7 +165,7 @@ class SimulatedAttempt(Attempt):
             run_metadata=SimpleNamespace(last_result={}),
             status=trial.status,
             trial_id=trial.trial_id,
-            get_error=lambda: _TRACEBACK,
+            get_error=lambda: TRACEBACK,
             get_pickled_error=lambda: None,
         )
         outcome = build_outcome(request, ending, trial=described, started_at=self._started_at)
@@ -163,7 +174,7 @@ class SimulatedAttempt(Attempt):
         self._store.put(key, outcome.to_json())
 
 
-_TRACEBACK = (
+TRACEBACK = (
     "Traceback (most recent call last):\n"
     '  File "/home/team/train.py", line 7, in train\n'
     "    raise RuntimeError('the same bug')\n"
@@ -242,14 +253,29 @@ class Training:
 
     def iterate(self, trained: Trained) -> None:
         """Train one iteration."""
+        if self.is_trained(trained):
+            return
+        self.world.sleep(self.seconds())
+        self.advance(trained)
+
+    def is_trained(self, trained: Trained) -> bool:
+        """Whether a trial has no iteration left; it has ended then."""
+        files = trained.files
+        if files.iteration < self.sweep.target(files.trial_id):
+            return False
+        trained.files = replace(files, status="TERMINATED")
+        return True
+
+    def seconds(self) -> float:
+        """Return how long the next iteration takes."""
+        return self.sweep.pace * self.process.random.random()
+
+    def advance(self, trained: Trained) -> None:
+        """Have the result of an iteration that is trained now."""
         files = trained.files
         last = self.sweep.target(files.trial_id)
-        if files.iteration >= last:
-            trained.files = replace(files, status="TERMINATED")
-            return
-        self.world.sleep(self.sweep.pace * self.process.random.random())
         if files.iteration >= self.sweep.broken.get(trained.request.trial_id, 1000):
-            self.store.put(f"{files.trial_dir}/error.txt", _TRACEBACK.encode())
+            self.store.put(f"{files.trial_dir}/error.txt", TRACEBACK.encode())
             trained.files = replace(files, status="ERROR")
             return
         iteration, name = files.iteration + 1, None

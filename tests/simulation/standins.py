@@ -99,6 +99,9 @@ class Event:
         for thread in waiting:
             Here.world.after(0.0, Here.world.resume, thread)
 
+    def clear(self) -> None:
+        self._is_set = False
+
     def wait(self, timeout: float | None = None) -> bool:
         if not self._is_set:
             world = Here.world
@@ -220,6 +223,10 @@ class Pool:
     def __exit__(self, kind: type[BaseException] | None, *_details: object) -> None:
         if kind is not None and issubclass(kind, ProcessKilled):
             return
+        for future in self._futures:
+            future.wait()
+
+    def shutdown(self) -> None:
         for future in self._futures:
             future.wait()
 

@@ -20,6 +20,7 @@ _MEDDLINGS = {
     "twice": "{task} is started twice, the second time {seconds:.0f} s after the first",
     "lost": "Airflow takes {task} for dead after {seconds:.0f} s, although it lives",
     "clear": "{task} is cleared after {seconds:.0f} s",
+    "stop": "{task} is stopped by its `execution_timeout` after {seconds:.0f} s",
     "runner twice": "a runner is started once more after {seconds:.0f} s, for the same attempt",
     "time out unheard": "the DAG run times out after {seconds:.0f} s, and no worker hears of it",
     "time out": "the DAG run times out after {seconds:.0f} s",

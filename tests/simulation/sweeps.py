@@ -149,6 +149,7 @@ class Sweep:
         restarts: Whether trials with an error start over, in place of being resumed.
         pace: Seconds that an iteration takes at most.
         samples: How many samples its search draws in all; None if all are drawn.
+        slots: How many trials a shared driver has room for at the same time.
     """
 
     name: str
@@ -160,6 +161,7 @@ class Sweep:
     restarts: bool = False
     pace: float = 7.0
     samples: int | None = None
+    slots: int = 4
 
     def target(self, trial_id: str) -> int:
         """Return the iteration at which a trial ends; samples and restarted trials have one, too."""
@@ -225,6 +227,10 @@ _SMALL = Sweep(
     {"done": 4, "bad": 5, "hung": 4},
     unsaved={"hung": 3},
 )
+_SHARED = replace(_SMALL, name="shared", strategy="shared_driver")
+_MANY = tuple(
+    _trial(f"t{number}", "RUNNING" if number % 2 else "ERROR", number % 4) for number in range(7)
+)
 SWEEPS = {
     sweep.name: sweep
     for sweep in (
@@ -238,5 +244,10 @@ SWEEPS = {
         replace(_SMALL, name="whole-broken", strategy="whole_experiment", broken={"bad": 4}),
         replace(_SMALL, name="search", samples=5),
         replace(_SMALL, name="search-whole", samples=4, strategy="whole_experiment"),
+        _SHARED,
+        replace(_SHARED, name="shared-broken", broken={"bad": 4}),
+        replace(_SHARED, name="shared-restarted", restarts=True),
+        replace(_SHARED, name="shared-slow", pace=200.0),
+        replace(_SHARED, name="shared-many", trials=_MANY, targets={}, unsaved={}, slots=1),
     )
 }

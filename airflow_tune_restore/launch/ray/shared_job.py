@@ -75,7 +75,7 @@ class SharedDriverJob(RayAttemptJob):
             self._is_handed_over = False
             self.log.info(ALONE_AGAIN)
             return False
-        return not self._is_lost_before() or self._waits_for_next_driver()
+        return not self._is_lost_before() or self._waits_for_next_driver(None)
 
     def submit_or_attach(self, remembered: int = 0) -> Attached:
         """Attach to the living job of the newest driver, or claim the next driver and submit its job."""
@@ -108,7 +108,7 @@ class SharedDriverJob(RayAttemptJob):
             return None
         if not self.records.has_begun(attempt) and self.records.outcome(attempt) is None:
             self._refuse_unstarted(attempt)
-        self._waits_for_next_driver()
+        self._waits_for_next_driver(attempt)
         return None
 
     def _show_lines(self, seen: int) -> None:
@@ -135,9 +135,9 @@ class SharedDriverJob(RayAttemptJob):
         self.log.info("Asking the shared driver to stop this trial; the others continue.")
         Desk(self.store, self.plan.restore_id).ask_to_stop(self.trial_id, SHARED_ATTEMPT)
 
-    def _waits_for_next_driver(self) -> bool:
-        """Whether the trial goes to the next driver, now that its own is over; else it runs alone."""
-        why = leave_ended_driver(self.store, self.plan.restore_id, self.trial_id)
+    def _waits_for_next_driver(self, ended: int | None) -> bool:
+        """Whether the trial goes to the next driver; else it runs alone. As `leave_ended_driver`."""
+        why = leave_ended_driver(self.store, self.plan.restore_id, self.trial_id, ended)
         if why:
             self.log.warning(ALONE_NOW, self.trial_id, why)
         return not why

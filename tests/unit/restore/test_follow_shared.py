@@ -203,6 +203,29 @@ def test_one_that_is_too_late_to_start_the_driver_attaches(world):
     assert follower.outcome.attempt == 1
 
 
+@pytest.mark.parametrize("ended", [0, 1])
+def test_a_trial_that_the_next_driver_begins_during_a_look_stays_with_it(world, ended):
+    """Another task starts that driver after this one looked for the newest."""
+    if ended:
+        world.claim(DRIVER)
+        world.beat()
+        world.end(DRIVER)
+    follower = world.follower("a")
+    looked = follower._reports.new
+
+    def begin_meanwhile(attempt: int) -> list:
+        if follower.driver == ended:
+            world.claim(DRIVER, ended + 1)
+            world.beat(attempt=ended + 1)
+            world.beat("a")
+            world.script = [lambda: world.end("a")]
+        return looked(attempt)
+
+    follower._reports.new = begin_meanwhile
+    watch(follower)
+    assert (follower.outcome.attempt, follower.alone_because) == (1, "")
+
+
 def test_the_last_words_of_a_driver_are_heard(world):
     world.claim(DRIVER)
     world.beat("a")

@@ -1,6 +1,7 @@
 """Failures are counted over all restores; a trial that fails too often is quarantined until released."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -72,6 +73,17 @@ def test_a_pod_that_was_stopped_by_us_does_not_count(store):
     AttemptRecords.of(store, leave_attempt(store, plan, "bad", result="interrupted")).record_exit(
         leave_attempt(store, plan, "bad", result="interrupted").attempt, 4, "pod p ended (Error)"
     )
+    commit_restore(store, "r1")
+    assert history(store) == History()
+
+
+def test_a_trial_that_was_given_up_with_its_shared_driver_does_not_count(store):
+    """The driver may have thawed, and have recorded that it was stopped."""
+    plan = start_night(store, "r1")
+    request = leave_attempt(store, plan, "bad", result="interrupted")
+    shared = replace(request, is_shared=True)
+    store.put(layout.request_key("r1", "bad", request.attempt), shared.to_json())
+    AttemptRecords.of(store, request).record_exit(request.attempt, None, "its shared driver died")
     commit_restore(store, "r1")
     assert history(store) == History()
 

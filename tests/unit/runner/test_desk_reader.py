@@ -189,6 +189,17 @@ def test_an_open_desk_is_waited_for_and_work_begins_the_wait_anew(store, monkeyp
     assert again(reader).is_done()
 
 
+def test_a_driver_that_ends_takes_nothing_that_comes_late(store):
+    """Its last records would else hold an attempt that it has begun and not run."""
+    Desk(store, "r").close()
+    reader = read(store)
+    assert reader.is_done()
+    lay(store, "a")
+    assert taken(again(reader)) == []
+    assert reader.is_done()
+    assert not store.list_dir(f"{layout.attempts_dir('r', 'a')}/000001")[1:]  # the request alone
+
+
 def test_its_thread_takes_what_comes_and_survives_a_store_that_fails(store, monkeypatch):
     monkeypatch.setattr(desk_reader, "DESK_SECONDS", 0.01)
     failed = threading.Event()

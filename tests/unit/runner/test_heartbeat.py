@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -392,6 +393,18 @@ def test_nor_does_one_that_is_seen_while_its_predecessor_leaves(store, driver, c
     monkeypatch.setattr(store, "list_dir", leave_first)
     driver.check_or_end()
     assert codes == []
+
+
+def test_after_it_took_a_trial_it_looks_for_a_commit_before_it_writes(store, driver, monkeypatch):
+    """The commit may have begun since the last look, and have found no runner of this trial."""
+    monkeypatch.setattr("os._exit", sys.exit)
+    driver.check_or_end()
+    driver.check_lately_or_end()
+    store.create(layout.commit_key("r"), b"{}")
+    driver.check_lately_or_end()  # it looked just now
+    driver.join(replace(REQUEST, trial_id="u"))
+    with pytest.raises(SystemExit):
+        driver.check_lately_or_end()
 
 
 @pytest.mark.parametrize("is_at_work", [True, False])
