@@ -9,9 +9,9 @@ from urllib.parse import quote
 import pytest
 
 from tests.support.airflow import canary
+from tests.support.airflow.trial_tasks import TRIAL, command_of, one_that_reports, runners_of
 from tests.support.experiments.sweeps import copy_sweep, ends
 
-TRIAL = "restore.trial"
 ALL_DONE = [("TERMINATED", 6)] * 4
 
 MORE_DAGS = """
@@ -84,7 +84,7 @@ def test_a_killed_task_keeps_its_progress_and_a_dead_worker_is_retried(running, 
     assert sorted(found[TRIAL]) == ["failed"] + ["success"] * 2
     assert (found["restore.commit"], found["restore.done"]) == (["success"], ["upstream_failed"])
     log = running.task_log("nightly_recovery", run_id, TRIAL, victim)
-    assert "Stopping the runner; it saves a snapshot first." in log
+    assert "Asking the run to stop this trial; the others continue." in log  # they share a driver
     *finished, (status, iteration) = sorted(ends(experiment), reverse=True)
     assert finished == [("TERMINATED", 6)] * 3
     assert status in ("PENDING", "RUNNING", "PAUSED")
@@ -186,30 +186,3 @@ def test_a_deferred_sensor_sees_a_failure_on_s3_through_a_connection(
     log = running.task_log("waits", run_id, "restore.commit")
     assert f"s3://seaweed@{seaweed.bucket}/waits/sweep: 1 resumed trial finished" in log
     assert canary.leaks(canary.files(running.home), canaries.all) == []
-
-
-def one_that_reports(running, dag_id: str, run_id: str) -> dict | None:
-    """Return the task of a trial that has reported something."""
-    for task in running.tasks(dag_id, run_id):
-        is_running = task["task_id"] == TRIAL and task["state"] == "running"
-        if is_running and "iteration " in running.whole_log(
-            dag_id, run_id, TRIAL, task["map_index"]
-        ):
-            return task
-    return None
-
-
-def runners_of(experiment: Path) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        command = command_of(int(entry.name))
-        if "airflow_tune_restore.runner run" in command and str(experiment) in command:
-            found.append(int(entry.name))
-    return found
-
-
-def command_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-    except OSError:
-        return ""

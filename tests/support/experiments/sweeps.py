@@ -57,6 +57,21 @@ def copy_short_sweep(target: Path) -> Path:
     return target
 
 
+def copy_failed_trials(target: Path, count: int) -> Path:
+    """Copy the failed trial of the sweep so many times; nothing else is left of the sweep."""
+    (state,) = copy_sweep("errored", target).glob("experiment_state-*.json")
+    content = json.loads(state.read_text())
+    (row,) = [row for row in content["trial_data"] if json.loads(row[0])["status"] == "ERROR"]
+    trial_id, directory = (json.loads(row[0])[key] for key in ("trial_id", "relative_logdir"))
+    content["trial_data"] = []
+    for number in range(count):
+        new = f"{trial_id[:-5]}{number + 10:05}"
+        shutil.copytree(target / directory, target / directory.replace(trial_id, new))
+        content["trial_data"].append([part.replace(trial_id, new) for part in row])
+    state.write_text(json.dumps(content))
+    return target
+
+
 def make_sweep(kind: str, directory: Path) -> Path:
     """Have a real Ray make one."""
     made = killed_sweep(directory) if kind == "killed" else directory / kind
