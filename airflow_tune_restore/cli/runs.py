@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import TuneRestoreError
@@ -132,18 +133,21 @@ class TrialRuns:
         left = trials
         while left and not self._stopping.is_set():
             are_handed = for_each(self._hand_over, left)
-            left = [unit for unit, is_handed in zip(left, are_handed, strict=True) if is_handed]
-            Desk(self._store, self._plan.restore_id).close()
+            handed = left = list(compress(left, are_handed))
+            if not handed:
+                break
             with self._errors_logged(layout.SHARED_DRIVER):
+                Desk(self._store, self._plan.restore_id).close()
                 self._run_attempt(
                     claim_next_attempt(
                         *(self._store, self._plan, layout.SHARED_DRIVER, self._settings),
                         log=self._logs(layout.SHARED_DRIVER),
                     )
                 )
-            records = RestoreRecords(self._store, self._plan.restore_id)
-            handed, left = left, [unit for unit in left if not self._has_begun(records, unit)]
-            if left == handed:  # the next driver would end in the same way
+            with self._errors_logged(layout.SHARED_DRIVER):
+                records = RestoreRecords(self._store, self._plan.restore_id)
+                left = [unit for unit in handed if not self._has_begun(records, unit)]
+            if left == handed:  # the next driver would end in the same way, or nobody knows
                 self._ended.update(left)
                 break
         self._requests.pop(layout.SHARED_DRIVER, None)

@@ -4,9 +4,11 @@ import pytest
 
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.cli.runs import TrialRuns
+from airflow_tune_restore.exceptions import StorageError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.desk import Desk
+from airflow_tune_restore.protocol.listed_records import RestoreRecords
 from airflow_tune_restore.protocol.request import RunnerProgress
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.commit import commit_restore
@@ -122,3 +124,35 @@ def test_a_refused_driver_gives_its_reason_once(store, run_all, caplog):
 def test_a_trial_that_was_stopped_with_its_driver_goes_on_alone(store, run_all):
     started = run_all(lambda *of: drive(store, *of, ends={"third": "interrupted"}))
     assert started == [(DRIVER, 1), ("third", 2)]
+
+
+def test_a_store_that_is_away_after_the_driver_is_named_and_the_restore_goes_on(
+    store, run_all, caplog, monkeypatch
+):
+    def list_all(*_):
+        raise StorageError("the store was away for a moment")
+
+    monkeypatch.setattr(RestoreRecords, "__init__", list_all)
+    assert run_all(lambda *of: drive(store, *of)) == [(DRIVER, 1)]
+    assert "Shared driver: the store was away for a moment" in caplog.text
+    assert all(AttemptRecords(store, "r1", name).outcome(1) for name in TRIALS)
+
+
+def test_a_desk_that_cannot_be_closed_starts_no_driver(store, run_all, caplog, monkeypatch):
+    def close(_):
+        raise StorageError("the store was away for a moment")
+
+    monkeypatch.setattr(Desk, "close", close)
+    assert run_all(lambda *of: drive(store, *of)) == []
+    assert "Shared driver: the store was away for a moment" in caplog.text
+
+
+def test_without_a_trial_that_could_be_handed_over_no_driver_is_started(
+    store, run_all, caplog, monkeypatch
+):
+    def hand_over(*_):
+        raise StorageError("the store was away for a moment")
+
+    monkeypatch.setattr(Desk, "hand_over", hand_over)
+    assert run_all(lambda *of: drive(store, *of)) == []
+    assert "Trial first: the store was away for a moment" in caplog.text
