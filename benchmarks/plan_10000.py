@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,11 @@ from tests.support.storage.servers import s3_server  # noqa: E402
 GOLDEN = ROOT / "tests" / "golden" / "ray-2.60.0" / "killed"
 
 
+def _swap(old: str, new: str) -> Callable[[str], str]:
+    """Return what puts one trial id in the place of another, which is as long, in pickles, too."""
+    return lambda text: text.replace(old, new).replace(old.encode().hex(), new.encode().hex())
+
+
 def make_experiment(directory: Path, trials: int, every: int) -> None:
     """Write an experiment in which every n-th trial ended with ERROR."""
     state_path = next(GOLDEN.glob("experiment_state-*.json"))
@@ -37,21 +43,16 @@ def make_experiment(directory: Path, trials: int, every: int) -> None:
     rows = {json.loads(row[0])["config"]["role"]: row for row in state["trial_data"]}
     made = []
     for number in range(trials):
-        trial_json, run_json = rows["fails" if number % every == 0 else "finishes"]
-        trial = json.loads(trial_json)
+        pair = rows["fails" if number % every == 0 else "finishes"]
+        trial = json.loads(pair[0])
         old_dir, trial_id = trial["relative_logdir"], f"{number:05x}_{number:05d}"
-        new_dir = f"train_{trial_id}"
-        swapped = (
-            text.replace(old_dir, new_dir).replace(trial["trial_id"], trial_id)
-            for text in (trial_json, run_json)
-        )
-        made.append(list(swapped))
+        swap = _swap(trial["trial_id"], trial_id)
+        new_dir = swap(old_dir)
+        made.append([swap(text) for text in pair])
         trial_dir = directory / new_dir
         (trial_dir / "checkpoint_000001").mkdir(parents=True)
         (trial_dir / "checkpoint_000001" / "state.json").write_text("{}")
-        (trial_dir / "result.json").write_text(
-            (GOLDEN / old_dir / "result.json").read_text().replace(trial["trial_id"], trial_id)
-        )
+        (trial_dir / "result.json").write_text(swap((GOLDEN / old_dir / "result.json").read_text()))
     state["trial_data"] = made
     (directory / state_path.name).write_text(json.dumps(state))
     for name in ("tuner.pkl", next(GOLDEN.glob("basic-variant-state-*")).name):

@@ -94,6 +94,8 @@ def counting(config: dict) -> None:
         journal(config, iteration, "begins")
         misfortune(config, iteration)
         journal(config, iteration, "ends")
+        if os.environ.get("TUNE_TEST_PRINTS"):
+            print(f"{config['role']} has done {iteration}", flush=True)
         metrics = {
             "score": iteration * config.get("factor", 1),
             "started_from": start,

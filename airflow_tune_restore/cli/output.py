@@ -1,12 +1,10 @@
 """Prints the results of the commands: tables for people, JSON for programs. Nothing else prints them."""
 
 import json
-import platform
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from operator import itemgetter
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -29,6 +27,7 @@ from airflow_tune_restore.restore.history import History
 from airflow_tune_restore.restore.kept import describe_kept
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.restore.recipe import Recipe
+from airflow_tune_restore.restore.record_json import indented
 from airflow_tune_restore.restore.release import describe_released
 from airflow_tune_restore.restore.shown_rows import MAX_ROWS, describe_hidden, first_rows
 from airflow_tune_restore.restore.summary import CommitSummary
@@ -280,8 +279,11 @@ def print_recipe(recipe: Recipe, sentence: str, *, as_json: bool, **facts: Any) 
 
 def print_versions() -> None:
     """Print the versions of this package, of Python, and of the Ray of this interpreter."""
+    from importlib.metadata import PackageNotFoundError, version  # no other command needs it
+    from platform import python_version
+
     _print(f"airflow-tune-restore {version('airflow-tune-restore')}")
-    _print(f"Python {platform.python_version()} ({sys.executable})")
+    _print(f"Python {python_version()} ({sys.executable})")
     try:
         _print(f"Ray {version('ray')}")
     except PackageNotFoundError:
@@ -394,6 +396,5 @@ def _out() -> "Console":
 def _print_json(value: Any) -> None:
     # ASCII: a terminal must not obey control characters in a name, and not every name can be encoded
     plain = strict_json(msgspec.to_builtins(value))
-    text = json.dumps(plain, indent=1, allow_nan=False)
     # two colons occur only in strings; `::group::` would fold the log of a task that runs the command
-    sys.stdout.write(text.replace("::", ":\\u003a") + "\n")
+    sys.stdout.write(indented(plain).replace("::", ":\\u003a") + "\n")

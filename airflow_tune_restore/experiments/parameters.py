@@ -90,14 +90,14 @@ def read_parameters(row: RawRow) -> dict[str, str]:
     return found
 
 
-def shown_of(trial: Trial, row: RawRow, metric: str | None) -> Trial:
+def shown_of(trial: Trial, row: RawRow, metric: str | None, *, is_marked: bool = True) -> Trial:
     """Return a trial without its row, with what tables show of it: its parameters, and a metric."""
     return msgspec.structs.replace(
         trial,
         row=None,
         parameters={} if trial.unusable else read_parameters(row),
         metric=read_metric(row, metric),
-        mark=row.mark(),
+        mark=row.mark() if is_marked else 0,
     )
 
 

@@ -15,6 +15,7 @@ from airflow_tune_restore.protocol import bounded_json
 from airflow_tune_restore.protocol.checkpoints import RecordedCheckpoint
 from airflow_tune_restore.protocol.names import is_resource, is_segment
 from airflow_tune_restore.protocol.numbers import whole_iteration
+from airflow_tune_restore.protocol.pickle_fields import PickleFields
 from airflow_tune_restore.protocol.pickle_reader import (
     Mapping,
     SymbolicError,
@@ -114,25 +115,33 @@ class RawRow:
         hex_of = hex_of_pickle(pickled) or ""
         return dict(_sum_bundles(hex_of) if len(hex_of) <= _MAX_FACTORY_CHARACTERS else ())
 
-    def recorded_checkpoint(self) -> RecordedCheckpoint | None:
+    def recorded_checkpoint(self, fields: PickleFields) -> RecordedCheckpoint | None:
         """Read the latest registered checkpoint (ray.train._internal.checkpoint_manager, 2.60).
+
+        `fields` is `checkpoint_fields()`, the same for all rows of an experiment.
 
         Raises:
             MalformedStateError: If there is a record that cannot be read. That differs from no record.
         """
         pickled = decode_text(self.metadata, _CHECKPOINTS).checkpoint_manager
-        manager = read_hex_pickle(pickled)
-        if manager is None and pickled is not None:
-            raise MalformedStateError("the record of its checkpoints cannot be read")
-        latest = attribute(manager, "_latest_checkpoint_result")
-        path = attribute(latest, "checkpoint", "path")
+        if pickled is None:
+            return None
+        try:
+            path, iteration = fields.read(bytes.fromhex(hex_of_pickle(pickled) or ""))
+        except (SymbolicError, ValueError) as error:
+            raise MalformedStateError("the record of its checkpoints cannot be read") from error
         if path is None:
             return None
         name = path.rstrip("/").rpartition("/")[2] if isinstance(path, str) else ""
         if not is_segment(name):
             raise MalformedStateError("the path of its checkpoint leads outside or is not a path")
-        iteration = attribute(latest, "metrics", "training_iteration")
         return RecordedCheckpoint(name=name, iteration=whole_iteration(iteration))
+
+
+def checkpoint_fields() -> PickleFields:
+    """Return what reads the path and the iteration of the latest checkpoint from its record."""
+    latest = "_latest_checkpoint_result"
+    return PickleFields((latest, "checkpoint", "path"), (latest, "metrics", "training_iteration"))
 
 
 class PackedRow(NamedTuple):

@@ -9,7 +9,7 @@ from airflow_tune_restore.exceptions import (
     TuneRestoreError,
 )
 from airflow_tune_restore.experiments.budget import IN_MEMORY, read_limit
-from airflow_tune_restore.experiments.raw_row import MalformedStateError
+from airflow_tune_restore.experiments.raw_row import MalformedStateError, checkpoint_fields
 from airflow_tune_restore.experiments.trial import Trial
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.checkpoints import (
@@ -20,6 +20,7 @@ from airflow_tune_restore.protocol.checkpoints import (
 )
 from airflow_tune_restore.protocol.names import is_segment
 from airflow_tune_restore.protocol.numbers import whole_iteration
+from airflow_tune_restore.protocol.pickle_fields import PickleFields
 from airflow_tune_restore.protocol.result_rows import iter_rows
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.in_flight import for_each
@@ -38,10 +39,11 @@ def read_checkpoint_choices(
     With `prefer_newest` this is a newer checkpoint than the recorded one, if it was reported and is
     complete.
     """
+    fields = checkpoint_fields()
     choices = for_each(
         lambda pair: _choose_or_lose(store, *pair, prefer_newest=prefer_newest),
         # decoded here, while other threads list: they would not decode any faster
-        ((trial, _recorded(trial)) for trial in trials),
+        ((trial, _recorded(trial, fields)) for trial in trials),
     )
     return {trial.trial_id: choice for trial, choice in zip(trials, choices, strict=True)}
 
@@ -52,9 +54,9 @@ def checkpoint_names(entries: list[Entry]) -> list[str]:
     return [name for name in names if name.startswith(layout.CHECKPOINT_PREFIX)]
 
 
-def _recorded(trial: Trial) -> _Recorded:
+def _recorded(trial: Trial, fields: PickleFields) -> _Recorded:
     try:
-        return trial.recorded_checkpoint
+        return trial.recorded_checkpoint(fields)
     except MalformedStateError as error:
         return _lost(error)
 

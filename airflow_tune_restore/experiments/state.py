@@ -168,7 +168,8 @@ def parse_pieces(pieces: Iterable[bytes], keep: Keep = KEEP_ALL) -> State:
                 trial = msgspec.structs.replace(trial, row=row)
             elif keep.shown or keep.parameters:
                 with bounded_json.alone(size):
-                    trial = shown_of(trial, RawRow(*pair), keep.metric)
+                    # only a state that is compared with another one needs marks
+                    trial = shown_of(trial, RawRow(*pair), keep.metric, is_marked=keep.shown)
             if keep.packed:
                 packed[trial.trial_id] = PackedRow.of(RawRow(*pair))
             trials[trial.trial_id] = trial

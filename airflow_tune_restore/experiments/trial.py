@@ -9,6 +9,7 @@ import msgspec
 
 from airflow_tune_restore.experiments.raw_row import RawRow
 from airflow_tune_restore.protocol.checkpoints import RecordedCheckpoint
+from airflow_tune_restore.protocol.pickle_fields import PickleFields
 
 
 class TrialStatus(StrEnum):
@@ -60,7 +61,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         odd_fields: Names of fields whose values cannot be used, so that their defaults stand in.
         parameters: As `parameters.read_parameters` returned them, if its row was not kept.
         metric: The value of the experiment's metric, if its row was not kept (`shown_of`).
-        mark: Changes with the content of its row, if its row was not kept (`shown_of`).
+        mark: Changes with the content of its row, if all rows are shown without being kept (`Keep`).
         row: The raw row, from which the rest is decoded on demand; None if it was not kept.
     """
 
@@ -90,10 +91,9 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """Total resources it requests, as `{"CPU": 1.0}`; empty if they cannot be read."""
         return self._kept_row.resources()
 
-    @cached_property
-    def recorded_checkpoint(self) -> RecordedCheckpoint | None:
-        """The checkpoint Ray would resume from, if any."""
-        return self._kept_row.recorded_checkpoint()
+    def recorded_checkpoint(self, fields: PickleFields) -> RecordedCheckpoint | None:
+        """Return the checkpoint Ray would resume from, if any; `fields` as `RawRow` has them."""
+        return self._kept_row.recorded_checkpoint(fields)
 
     @property
     def is_finished(self) -> bool:

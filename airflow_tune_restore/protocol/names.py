@@ -27,7 +27,7 @@ def is_segment(name: str) -> bool:
         len(name) <= MAX_NAME
         and name not in ("", layout.ROOT)
         and "/" not in name
-        and not {".", ".."} & set(name.split("\\"))
+        and ("." not in name or not {".", ".."} & set(name.split("\\")))
         and is_text(name)
         and len(name.encode()) <= MAX_NAME
     )
@@ -40,7 +40,10 @@ def is_safe_name(name: str) -> bool:
 
 def is_key_name(name: str) -> bool:
     """Whether a name is safe, and still one path segment when it is encoded in a key."""
-    return is_safe_name(name) and len(layout.segment(name)) <= MAX_NAME
+    if not is_safe_name(name):
+        return False
+    # encoded, a character of ASCII is at most three
+    return (name.isascii() and 3 * len(name) <= MAX_NAME) or len(layout.segment(name)) <= MAX_NAME
 
 
 def is_sweep(restore_id: str) -> bool:

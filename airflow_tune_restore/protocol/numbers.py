@@ -10,6 +10,9 @@ MAX_COUNT = 2**53
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 """The range of MessagePack, in which a task sends its XComs (airflow.sdk.execution_time.comms, 3.3.2)."""
 
+_STRICT = frozenset({str, bool, type(None)})
+"""Types whose values every reader of JSON takes."""
+
 
 def is_count(value: Any) -> TypeGuard[int]:
     """Whether a value is a valid number of iterations or samples."""
@@ -44,7 +47,13 @@ def strict_json(value: Any) -> Any:
     than 64 bits become strings of digits. Airflow's XComs, events and states refuse both.
     """
     if isinstance(value, dict):
-        return {strict_json(key): strict_json(item) for key, item in value.items()}
+        return {
+            # nearly all are texts: a call for each would take most of the time
+            key if type(key) is str else strict_json(key): (
+                item if type(item) in _STRICT else strict_json(item)
+            )
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [strict_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):

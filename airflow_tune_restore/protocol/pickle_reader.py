@@ -8,7 +8,7 @@ input ends in a `SymbolicError`, never in a hang. Errors do not quote the input.
 """
 
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -104,6 +104,28 @@ def read_with_imports(body: bytes) -> tuple[Any, set[tuple[str, str]]]:
         where = f"{_NAMES[code]}, before byte {stream.tell()}"
         raise DamagedPickleError(f"malformed pickle: {type(error).__name__} at {where}") from None
     raise SymbolicError(f"more than {MAX_OPCODES} opcodes")
+
+
+class Marked(str):
+    """Stands for the value that an opcode pushes, and tells its number."""
+
+    opcode: int
+
+
+def read_marked(opcodes: Iterable[tuple[str, Any]]) -> tuple[Any, set[int]]:
+    """Run the opcodes (name, argument) of a pickle that can be read, without STOP; some push a `Marked`.
+
+    Returns:
+        What `read_pickle` returns, and the numbers of opcodes that push a key or part of a global's name.
+        Those are in the result as texts.
+    """
+    machine = _Marker()
+    for name, argument in opcodes:
+        if isinstance(argument, Marked):
+            machine.push(argument)
+        else:
+            _OPERATIONS[name](machine, argument)
+    return machine.pop(), machine.naming
 
 
 def attribute(value: Any, *path: str) -> Any:
@@ -228,6 +250,27 @@ class _Machine:
         elif not isinstance(target, Unknown):
             # BUILD on a class would change the class: pickle does not write that
             raise SymbolicError("state set on a value that is not an object")
+
+
+class _Marker(_Machine):
+    """Finds out which `Marked` values name something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.naming: set[int] = set()
+
+    def set_items(self, values: list[Any]) -> None:
+        values[::2] = map(self._as_name, values[::2])
+        super().set_items(values)
+
+    def imported(self, module: str, name: str) -> Global:
+        return super().imported(self._as_name(module), self._as_name(name))
+
+    def _as_name(self, value: Any) -> Any:
+        if isinstance(value, Marked):
+            self.naming.add(value.opcode)
+            return str(value)
+        return value
 
 
 def _bounded(value: Any) -> Any:

@@ -27,6 +27,8 @@ def printable(text: str, most: int = 400) -> str:
 
     A longer text loses its middle.
     """
+    if len(text) <= most and text.isprintable() and "::" not in text:
+        return text
     text = shortened(text, 4 * most)
     if text.isprintable() and "::" not in text:
         return shortened(text, most)

@@ -32,6 +32,9 @@ ERROR_LENGTH = 2000
 LAST_WORDS_LENGTH = 4000
 """Characters from the end of a runner's last output: it ends with the reason of its death."""
 
+OUTPUT_LENGTH = 1000
+"""Characters kept of a line that a trial prints."""
+
 MOST_METRICS = 40
 """Metrics of one result. A runner writes twenty, and the metric of the experiment."""
 
@@ -108,6 +111,7 @@ StateName = Annotated[str, must_be(lambda name: not name or is_safe_name(name), 
 Segment = Annotated[str, must_be(is_segment, "a valid name of a directory")]
 Word = Annotated[str, _at_length(WORD_LENGTH)]
 Line = Annotated[str, _at_length(LINE_LENGTH)]
+Output = Annotated[str, _at_length(OUTPUT_LENGTH)]
 Error = Annotated[str, _at_length(ERROR_LENGTH)]
 Note = Annotated[str, _at_length(NOTE_LENGTH)]
 LastWords = Annotated[str, _last_words]

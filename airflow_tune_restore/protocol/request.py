@@ -24,7 +24,7 @@ EXIT_PAUSED = 5
 """Exit codes are for readers of logs; only the outcome record in storage counts."""
 
 MOST_REPORTS = 1000
-"""Reports in one `ProgressTail`; a runner keeps 200."""
+"""Reports in one `ProgressTail`, and lines; a runner keeps 200 of each."""
 
 
 class Result(StrEnum):
@@ -152,20 +152,34 @@ class RunnerProgress(Record):
 class ProgressTail(Record):
     """The newest reports of a trial, for a follower that cannot read the runner's stdout.
 
-    `first` is the number of earlier reports that are not kept.
+    Args:
+        first: The number of earlier reports that are not kept.
+        lines: The newest lines that the trial printed, if it shares a driver with others.
+        first_line: The number of earlier lines that are not kept.
     """
 
     first: Count
     reports: Annotated[list[RunnerProgress], kinds.at_most(MOST_REPORTS)]
+    lines: Annotated[list[kinds.Output], kinds.at_most(MOST_REPORTS)] = field(default_factory=list)
+    first_line: Count = 0
 
     def after(self, seen: int) -> list[RunnerProgress]:
         """Return the kept reports after the first `seen` of all reports."""
         return self.reports[max(0, seen - self.first) :]
 
+    def lines_after(self, seen: int) -> list[str]:
+        """Return the kept lines after the first `seen` of all lines."""
+        return self.lines[max(0, seen - self.first_line) :]
+
     @property
     def count(self) -> int:
         """The number of all reports, kept or not."""
         return self.first + len(self.reports)
+
+    @property
+    def line_count(self) -> int:
+        """The number of all lines, kept or not."""
+        return self.first_line + len(self.lines)
 
 
 @dataclass(frozen=True, kw_only=True)

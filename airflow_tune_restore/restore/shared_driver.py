@@ -4,7 +4,7 @@
    trial that killed a driver is told apart at the next try, and so is one that a user stopped.
 2. When a driver dies, the trials that it had not begun stay on the desk for the next driver. Those that
    it had begun run alone: one of them may have killed it.
-3. The ledger counts the death of a runner that ran one trial alone, and not that of a shared driver.
+3. The death of a driver does not count as a failure of a trial; that of a runner of its own does.
 """
 
 from collections.abc import Callable, Sequence

@@ -47,6 +47,7 @@ from airflow_tune_restore.runner.reporter import Reporter
 from airflow_tune_restore.runner.room import RoomWatch
 from airflow_tune_restore.runner.signals import StopRequestedError, StopSignals
 from airflow_tune_restore.runner.tune import private_api
+from airflow_tune_restore.runner.worker_lines import WorkerLines
 from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
@@ -189,11 +190,13 @@ class Attempt:
                 started_at=self._started_at,
             )
         if request.trial_id == layout.SHARED_DRIVER:
+            progress = Reporter(store, request, SHARED_ATTEMPT)
             return SharedContext(
                 **shared,
                 source_key=None,
                 reader=DeskReader(store, request, self._heartbeat.join),
-                reporter=Reporter(store, request, SHARED_ATTEMPT),
+                reporter=progress,
+                lines=WorkerLines(progress.add_lines),
                 leaving=self._heartbeat.leaving,
             )
         reporter = Reporter(store, request) if request.reports else None

@@ -224,7 +224,7 @@ class DeskReader:
         """Begin an attempt and read its seed; None if this driver does not run it."""
         name = printable(attempt.trial_id, 80)
         if not is_safe_name(attempt.trial_id) or attempt.attempt != SHARED_ATTEMPT:
-            logger.warning("%s on the desk is no attempt that can be shared.", name)
+            logger.warning("%s on the desk cannot be a shared attempt.", name)
             return None
         try:
             request = AttemptRecords(self._store, attempt.restore_id, attempt.trial_id).request(

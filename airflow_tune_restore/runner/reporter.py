@@ -7,17 +7,37 @@ thread, so that a slow store does not slow down the training.
 import logging
 import threading
 from collections import defaultdict, deque
+from collections.abc import Sequence
 
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.record_fields import OUTPUT_LENGTH
 from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 
 FLUSH_SECONDS = 2.0
-KEPT_REPORTS = 200
+KEPT_REPORTS = KEPT_LINES = 200
 """Enough for a follower that reads every few seconds."""
 
 logger = logging.getLogger(__name__)
+
+
+class _Kept:
+    """What a follower of one trial may read."""
+
+    def __init__(self) -> None:
+        self.reports: deque[RunnerProgress] = deque(maxlen=KEPT_REPORTS)
+        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self.report_count = self.line_count = 0
+
+    def tail(self) -> ProgressTail:
+        return ProgressTail(
+            first=self.report_count - len(self.reports),
+            reports=list(self.reports),
+            lines=list(self.lines),
+            first_line=self.line_count - len(self.lines),
+        )
 
 
 class Reporter:
@@ -37,10 +57,7 @@ class Reporter:
         self._attempt = attempt or request.attempt
         self._lock = threading.Lock()
         self._writing = threading.Lock()
-        self._reports: dict[str, deque[RunnerProgress]] = defaultdict(
-            lambda: deque(maxlen=KEPT_REPORTS)
-        )
-        self._counts: dict[str, int] = defaultdict(int)
+        self._kept: dict[str, _Kept] = defaultdict(_Kept)
         self._unwritten: dict[str, None] = {}  # in order, unlike a set
         self._stops: set[str] = set()
         self._taken: set[str] = set()
@@ -60,15 +77,24 @@ class Reporter:
     def add(self, owner: str, progress: RunnerProgress) -> None:
         """Keep a result for the task that follows `owner`, a trial id in the plan."""
         with self._lock:
-            self._reports[owner].append(progress)
-            self._counts[owner] += 1
+            kept = self._kept[owner]
+            kept.reports.append(progress)
+            kept.report_count += 1
+            self._unwritten[owner] = None
+
+    def add_lines(self, owner: str, lines: Sequence[str]) -> None:
+        """Keep lines that a trial printed, for the same task."""
+        shown = [printable(line, OUTPUT_LENGTH) for line in lines]
+        with self._lock:
+            kept = self._kept[owner]
+            kept.lines.extend(shown)
+            kept.line_count += len(shown)
             self._unwritten[owner] = None
 
     def forget(self, owner: str) -> None:
-        """Drop the results of a trial that has its outcome."""
+        """Drop what is kept of a trial that has its outcome."""
         with self._lock:
-            self._reports.pop(owner, None)
-            self._counts.pop(owner, None)
+            self._kept.pop(owner, None)
             self._unwritten.pop(owner, None)
 
     def new_stop_requests(self) -> list[str]:
@@ -100,8 +126,7 @@ class Reporter:
     def _write(self, owner: str) -> None:
         request = self._request
         with self._lock:
-            kept = list(self._reports[owner])
-            tail = ProgressTail(first=self._counts[owner] - len(kept), reports=kept)
+            tail = self._kept[owner].tail()
         key = layout.progress_key(request.restore_id, owner, self._attempt)
         self._store.put(key, tail.to_json())
 

@@ -3,20 +3,34 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from time import monotonic
 from typing import TypeVar
 
 IN_FLIGHT = 32
 """Threads of one step of one experiment. Requests wait for the network, not for the processor."""
+
+_AT_ONCE_SECONDS, _PATIENCE = 0.0005, 10
+"""Of one item on average, and how many times that one item alone may take."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
 def for_each(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """Return the result of `work` for each item, in the order of the items; raises as `ahead`."""
-    if isinstance(items, Sequence) and len(items) == 1:  # it needs no thread
+    """Return the result of `work` for each item, in the order of the items; raises as `ahead`.
+
+    As long as the answers come at once, as from a disk of this machine, no thread is started.
+    """
+    left, results, seconds = iter(items), list[_Result](), 0.0
+    if isinstance(items, Sequence) and len(items) == 1:
         return [work(items[0])]
-    return list(ahead(work, items))
+    for item in left:
+        started = monotonic()
+        results.append(work(item))
+        seconds += monotonic() - started
+        if seconds > _AT_ONCE_SECONDS * (len(results) + _PATIENCE):
+            results.extend(ahead(work, left))
+    return results
 
 
 def ahead(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:

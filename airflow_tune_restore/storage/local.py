@@ -214,12 +214,14 @@ class LocalStore(ObjectStore):
 
     def _path(self, key: str) -> Path:
         """Return the path of a key, which is always below the root; keys are untrusted."""
-        if key.startswith("/") or ".." in PurePosixPath(key).parts:
+        if key.startswith("/") or (".." in key and ".." in PurePosixPath(key).parts):
             raise InvalidInputError(f"{key!r} leads out of {self.uri}.")
         return self._root / key
 
     def _own_parts(self, path: Path) -> tuple[str, ...]:
         """Return the part of a path that starts with `.tune_restore`, below the root that was opened."""
+        if OWN_DIRECTORY not in str(path):  # as nearly always, and ten times faster
+            return ()
         parts = path.relative_to(self._top).parts
         return parts[parts.index(OWN_DIRECTORY) :] if OWN_DIRECTORY in parts else ()
 

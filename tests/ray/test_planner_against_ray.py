@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from airflow_tune_restore.experiments.raw_row import checkpoint_fields
 from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.storage.fs import open_store
@@ -172,7 +173,8 @@ def _recorded_checkpoints(directory: Path) -> list[str | None]:
     from airflow_tune_restore.experiments.state import parse_state
 
     state = parse_state(next(directory.glob("experiment_state-*")).read_bytes())
-    return [t.recorded_checkpoint.name if t.recorded_checkpoint else None for t in state.trials]
+    found = [trial.recorded_checkpoint(checkpoint_fields()) for trial in state.trials]
+    return [checkpoint.name if checkpoint else None for checkpoint in found]
 
 
 def test_golden_rows_are_what_ray_wrote():

@@ -18,7 +18,8 @@ _NEEDED = {
     "ray.tune.tune:": "TuneController ExperimentAnalysis",
     "ray.tune.execution.tune_controller:TuneController.": "_restore_trials resume "
     "_requeue_restored_trials _requeue_trial _create_checkpoint_manager _get_trial_checkpoints "
-    "_mark_trial_to_checkpoint",
+    "_mark_trial_to_checkpoint _stop_experiment_if_needed _process_stop_requests _actor_started "
+    "_schedule_trial_task",
     # the state file that resume() reads, and the runtime_env of trials
     "ray.tune.execution.tune_controller:": "_find_newest_experiment_checkpoint",
     "ray.tune.execution.class_cache:": "ENV_VARS_TO_PROPAGATE",
@@ -46,6 +47,8 @@ _NEEDED = {
     "ray.tune.impl.placeholder:": "create_resolvers_map inject_placeholders",
     # resources of the machine, and Ray's SIGTERM handler
     "ray._private.accelerators:": "get_accelerator_manager_for_resource",
+    # the lines that workers print
+    "ray._private.ray_logging:": "global_worker_stdstream_dispatcher",
     "ray._private.utils:": "estimate_available_memory get_system_memory set_sigterm_handler",
 }
 """Names by the prefix that they have in common: a module, or a class in it."""

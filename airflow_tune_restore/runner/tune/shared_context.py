@@ -30,6 +30,7 @@ from airflow_tune_restore.runner.outcome import (
 )
 from airflow_tune_restore.runner.reporter import Reporter
 from airflow_tune_restore.runner.tune.controller import AttemptContext
+from airflow_tune_restore.runner.worker_lines import WorkerLines
 from airflow_tune_restore.storage.in_flight import for_each
 
 POLL_SECONDS = 0.05
@@ -47,6 +48,7 @@ class SharedContext(AttemptContext):
     Args:
         reader: Takes attempts from the desk.
         reporter: Writes progress for the tasks of trials.
+        lines: Gives what workers print to the trials that they train.
         leaving: Ends the heartbeats of an attempt while its outcome is written.
         first: Attempts that were taken before there is a controller.
         fail_fast: As recorded. It is off while trials share a driver.
@@ -55,6 +57,7 @@ class SharedContext(AttemptContext):
 
     reader: DeskReader
     reporter: Reporter
+    lines: WorkerLines
     leaving: Callable[[RunnerRequest], AbstractContextManager[None]]
     first: list[Work] = field(default_factory=list)
     fail_fast: bool | str = False
@@ -69,6 +72,7 @@ class SharedContext(AttemptContext):
         """Wait for attempts, and start from the seed of the first; False if none comes."""
         self.reader.start()
         self.reporter.start()
+        self.lines.start()
         while not self.first:
             if self.reader.is_done():
                 return False
@@ -115,17 +119,20 @@ class SharedContext(AttemptContext):
 
     def finish(self, works: Iterable[Work]) -> None:
         """Record the ends of attempts; one that cannot be written is tried again with the next call."""
-        works = list(works)
-        try:
-            if works:
-                self.reporter.flush()
-                for_each(self._finish, works)
-        except (TuneRestoreError, OSError) as error:
-            logger.warning("An outcome could not be written; it will be tried again: %s", error)
+        for_each(self._finish, list(works))
 
     def _finish(self, work: Work) -> None:
-        if work.ending is not None:
+        if work.ending is None:
+            return
+        self.lines.leave(work.trial_id)
+        try:
+            self.reporter.flush()
             self._write(work, work.ending)
+        except (TuneRestoreError, OSError) as error:
+            logger.warning(
+                "The outcome of trial %s could not be written: %s", *(work.trial_id, error)
+            )
+        else:
             self.reporter.forget(work.trial_id)
             self.reader.end(work)
 
@@ -139,6 +146,7 @@ class SharedContext(AttemptContext):
     def close(self) -> None:
         """Take nothing more, and write the last progress."""
         self.reader.stop()
+        self.lines.stop()
         self.reporter.stop()
 
     def judge(self, *, was_stopped: bool) -> Ending:

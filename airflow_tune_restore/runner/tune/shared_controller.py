@@ -31,6 +31,8 @@ from airflow_tune_restore.runner.tune.shared_context import SharedContext, endin
 from airflow_tune_restore.storage.in_flight import for_each
 
 IDLE_STEP_SECONDS = 0.1
+"""A step without trials takes as long."""
+
 RETRY_SECONDS = 2.0
 """After this, the end of a trial that could not be saved is tried again."""
 
@@ -59,7 +61,8 @@ class SharedController(GuardedController):
         self.context.fail_fast, self._fail_fast = self._fail_fast, False
         self._stopper = OwnStoppers(self._stopper)
         self.update_max_pending_trials()
-        return self._restore(self.context.first)
+        works, self.context.first = self.context.first, []
+        return self._restore(works)
 
     def _restore(self, works: Iterable[Work]) -> list[Trial]:
         def start(work: Work) -> None:
@@ -142,7 +145,7 @@ class SharedController(GuardedController):
                     work, Ending(Result.INTERRUPTED, INTERRUPTED, "stopped; it can be resumed")
                 )
         if all(trial.is_finished() for trial in self._trials):
-            self._wait()
+            self._let_actors_go()
         else:
             super().step()
         self._record_ended()
@@ -157,8 +160,8 @@ class SharedController(GuardedController):
             except (TuneRestoreError, OSError) as error:
                 logger.warning("The first snapshots follow later: %s", error)
 
-    def _wait(self) -> None:
-        """Let ended actors go, as in a step of Ray, which would complain that there is no trial."""
+    def _let_actors_go(self) -> None:
+        """Let ended actors go, as in a step of Ray, which would warn that nothing runs."""
         if not self._actor_manager.next(timeout=IDLE_STEP_SECONDS):
             time.sleep(IDLE_STEP_SECONDS)
         self.on_step_end()
@@ -262,6 +265,15 @@ class SharedController(GuardedController):
             by_id.pop(trial.trial_id, None)
         self._stopper.forget(trial.trial_id)
         shutil.rmtree(trial.local_path, ignore_errors=True)  # its files are in storage
+
+    def _actor_started(self, tracked_actor: Any, *args: Any, **kwargs: Any) -> None:
+        """Ask the process of a trial for its id, before it trains."""
+        trial = self._actor_to_trial[tracked_actor]
+        self._schedule_trial_task(trial, "get_current_ip_pid", on_result=self._assign_lines)
+        super()._actor_started(tracked_actor, *args, **kwargs)
+
+    def _assign_lines(self, trial: Trial, ip_and_pid: tuple[str, int]) -> None:
+        self.context.lines.assign(*ip_and_pid, self.context.work_of(trial).trial_id)
 
     def report(self, trial: Trial, progress: RunnerProgress) -> None:
         """Print a result under the planned trial id, and keep it for the task of the trial."""

@@ -110,12 +110,14 @@ def test_each_trial_ends_by_itself_and_none_runs_beside_another_if_one_at_a_time
 def test_one_trial_is_stopped_and_goes_on_later_in_a_runner_of_its_own(hosts, copied, gate):
     directory = copied("errored")
     multiply(directory, 3)
-    sharing = Sharing(directory, "errored", hosts=hosts, env=gate.env)
+    sharing = Sharing(directory, "errored", hosts=hosts, env={**gate.env, "TUNE_TEST_PRINTS": "1"})
     stopped, *others = sharing.trial_ids
     sharing.hand_over(*sharing.trial_ids, closes=False)
     request, driver = sharing.start()
     store = open_store(str(directory))
     eventually(lambda: all(sharing.progress(trial_id) == [4] for trial_id in sharing.trial_ids))
+    for trial_id, role in zip(sharing.trial_ids, ["fails", "fails 2", "fails 3"], strict=True):
+        eventually(lambda t=trial_id, r=role: sharing.printed(t) == [f"{r} has done 4"])
     sharing.desk.ask_to_stop(stopped, 1)
     eventually(lambda: sharing.outcome(stopped) is not None)
     outcome = sharing.outcome(stopped)

@@ -88,6 +88,15 @@ class Sharing(Restoring):
         tail = self.records(trial_id).progress(1)
         return [report.iteration for report in tail.reports] if tail is not None else []
 
+    def printed(self, trial_id: str) -> list[str]:
+        """Return what the trainable printed, as a follower of the trial sees it."""
+        tail = self.records(trial_id).progress(1)
+        return [line for line in tail.lines if " has done " in line] if tail is not None else []
+
+    def reached(self, iteration: int) -> list[str]:
+        """Return the trials that have reported an iteration."""
+        return [t for t in self.trial_ids if iteration in self.progress(t)]
+
     def claim_own(self, trial_id: str) -> RunnerRequest:
         """Claim the next attempt of a trial for a runner of its own."""
         return claim_attempt(self.store, self.plan, trial_id, self.settings)

@@ -1,5 +1,6 @@
 """How a command ends when it is stopped, or asks: exit codes, questions and answers."""
 
+import importlib.metadata
 import io
 import signal
 import subprocess
@@ -137,10 +138,10 @@ def test_version_names_package_python_and_ray(tune_restore, monkeypatch):
 
     def lost(name):
         if name == "ray":
-            raise cli.output.PackageNotFoundError(name)
+            raise importlib.metadata.PackageNotFoundError(name)
         return "1"
 
-    monkeypatch.setattr(cli.output, "version", lost)
+    monkeypatch.setattr(importlib.metadata, "version", lost)
     assert "Ray is not installed here" in tune_restore("--version")[1]
 
 

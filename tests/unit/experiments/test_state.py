@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_tune_restore.experiments import state as state_module
-from airflow_tune_restore.experiments.raw_row import MalformedStateError
+from airflow_tune_restore.experiments.raw_row import MalformedStateError, checkpoint_fields
 from airflow_tune_restore.experiments.state import (
     KEEP_UNTERMINATED,
     encode_state,
@@ -34,15 +34,19 @@ def test_a_real_state_is_read_field_by_field(golden):
     finishes, fails, hangs = trials["finishes"], trials["fails"], trials["hangs"]
     assert finishes.status is TrialStatus.TERMINATED
     assert (finishes.iteration, finishes.last_result["score"]) == (4, 8)
-    assert finishes.recorded_checkpoint == RecordedCheckpoint(name="checkpoint_000003", iteration=4)
+    assert finishes.recorded_checkpoint(checkpoint_fields()) == RecordedCheckpoint(
+        name="checkpoint_000003", iteration=4
+    )
     assert fails.status is TrialStatus.ERROR
-    assert fails.recorded_checkpoint == RecordedCheckpoint(name="checkpoint_000001", iteration=2)
+    assert fails.recorded_checkpoint(checkpoint_fields()) == RecordedCheckpoint(
+        name="checkpoint_000001", iteration=2
+    )
     assert hangs.status is TrialStatus.RUNNING
     assert hangs.resources == {"CPU": 1.0}
     waits = trials["waits"]
     assert waits.status is TrialStatus.PENDING
     assert waits.last_result_time == -math.inf
-    assert waits.recorded_checkpoint is None
+    assert waits.recorded_checkpoint(checkpoint_fields()) is None
 
 
 def test_a_state_put_together_again_is_byte_for_byte_the_same(golden):
@@ -205,4 +209,4 @@ def test_a_checkpoint_path_that_leads_outside_is_not_a_checkpoint():
     run["checkpoint_manager"]["value"] = hexed.replace(real.hex(), b"checkpoint/../../".hex())
     trial = parse_state(make_state([[row[0], json.dumps(run)]])).trials[0]
     with pytest.raises(MalformedStateError, match="leads outside"):
-        _ = trial.recorded_checkpoint
+        _ = trial.recorded_checkpoint(checkpoint_fields())

@@ -7,7 +7,7 @@ import pytest
 
 from airflow_tune_restore.experiments.evidence import DriverStatus
 from airflow_tune_restore.experiments.health import Health
-from airflow_tune_restore.experiments.raw_row import MalformedStateError
+from airflow_tune_restore.experiments.raw_row import MalformedStateError, checkpoint_fields
 from airflow_tune_restore.experiments.read import read_experiment, read_state
 from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_choices
 from airflow_tune_restore.experiments.scan import scan
@@ -197,8 +197,9 @@ def put_two(tmp_path, status="ERROR"):
 
 def choices_name(experiment):
     trial = read_experiment(LocalStore(experiment)).trials[0]
-    assert trial.recorded_checkpoint is not None
-    return trial.recorded_checkpoint.name
+    checkpoint = trial.recorded_checkpoint(checkpoint_fields())
+    assert checkpoint is not None
+    return checkpoint.name
 
 
 @pytest.mark.parametrize("status", ["ERROR", "RUNNING"])

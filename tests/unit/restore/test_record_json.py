@@ -1,12 +1,19 @@
-"""Records that several threads of a new process read at the same moment, as a plan or a commit does."""
+"""JSON of records, which threads of a new process read at the same moment; and how it is shown."""
 
+import json
+import math
 import re
 import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 import airflow_tune_restore
+from airflow_tune_restore.restore import record_json
 from airflow_tune_restore.restore.prepare import preview_restore
 from airflow_tune_restore.restore.prepared import PrepareOptions
 from airflow_tune_restore.storage.local import LocalStore
@@ -65,3 +72,25 @@ def test_every_decoder_is_made_when_its_module_is_imported():
         )
     ]
     assert late == []
+
+
+texts = st.text(st.characters() | st.sampled_from('"\\/\x7f\ud800\udcff:'))
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts,
+    lambda inner: st.lists(inner) | st.dictionaries(texts, inner),
+)
+
+
+@given(plain)
+def test_values_are_indented_as_json_indents_them(values):
+    assert record_json.indented(values) == json.dumps(values, indent=1)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_what_is_not_json_is_not_written(number):
+    with pytest.raises(ValueError, match="JSON"):
+        record_json.indented([number])

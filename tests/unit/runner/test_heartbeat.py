@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -329,8 +330,86 @@ def test_a_store_that_keeps_it_waiting_does_not_keep_it_from_ending(store, monke
     assert two_thirds < clock["now"] <= two_thirds + BEAT_SECONDS
 
 
-def beat(store):
-    return json.loads(store.get(layout.heartbeat_key("r", "t", 1)))
+DRIVER = replace(REQUEST, trial_id=layout.SHARED_DRIVER, action="run")
+
+
+@pytest.fixture
+def driver(store):
+    """The heartbeat of a shared driver that runs trial t."""
+    pulse = Heartbeat(store, DRIVER, None)
+    pulse.join(REQUEST)
+    return pulse
+
+
+@pytest.fixture
+def codes(monkeypatch):
+    codes = []
+    monkeypatch.setattr("os._exit", codes.append)
+    return codes
+
+
+def test_a_shared_driver_beats_for_each_attempt_until_this_has_its_outcome(store, driver):
+    driver.join(replace(REQUEST, trial_id="u"))
+    driver.beat()
+    assert [beat(store, unit)["count"] for unit in ("t", "u", layout.SHARED_DRIVER)] == [2, 2, 1]
+    with driver.leaving(REQUEST):
+        driver.beat()
+    driver.beat()
+    assert [beat(store, unit)["count"] for unit in ("t", "u", layout.SHARED_DRIVER)] == [2, 4, 3]
+
+
+def test_an_attempt_whose_outcome_could_not_be_written_goes_on_beating(store, driver):
+    with pytest.raises(StorageError), driver.leaving(REQUEST):
+        raise StorageError("the store does not answer")
+    driver.beat()
+    assert beat(store)["count"] == 2
+
+
+def test_a_newer_attempt_of_one_trial_ends_the_whole_driver(store, driver, codes, caplog):
+    store.create(layout.request_key("r", "t", 2), b"{}")
+    driver.check_or_end()
+    assert codes == [EXIT_FENCED]
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def test_a_newer_attempt_that_follows_an_outcome_does_not(store, driver, codes):
+    with driver.leaving(REQUEST):
+        pass
+    store.create(layout.request_key("r", "t", 2), b"{}")
+    driver.check_or_end()
+    assert codes == []
+
+
+def test_nor_does_one_that_is_seen_while_its_predecessor_leaves(store, driver, codes, monkeypatch):
+    listed = store.list_dir
+
+    def leave_first(directory=""):
+        if directory == layout.attempts_dir("r", "t"):
+            with driver.leaving(REQUEST):
+                store.create(layout.request_key("r", "t", 2), b"{}")
+        return listed(directory)
+
+    monkeypatch.setattr(store, "list_dir", leave_first)
+    driver.check_or_end()
+    assert codes == []
+
+
+@pytest.mark.parametrize("is_at_work", [True, False])
+def test_a_driver_without_work_takes_the_commit_as_its_end(
+    store, driver, codes, caplog, is_at_work
+):
+    if not is_at_work:
+        with driver.leaving(REQUEST):
+            pass
+    store.create(layout.commit_key("r"), b"{}")
+    caplog.set_level("INFO")
+    driver.check_or_end()
+    assert codes == [EXIT_FENCED]
+    assert [record.levelname for record in caplog.records] == ["ERROR" if is_at_work else "INFO"]
+
+
+def beat(store, unit="t"):
+    return json.loads(store.get(layout.heartbeat_key("r", unit, 1)))
 
 
 def written(store):

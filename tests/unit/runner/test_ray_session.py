@@ -132,7 +132,7 @@ def test_a_ray_that_lacks_what_is_left_out_starts_all_the_same(starts, monkeypat
 
 
 def test_settings_of_a_private_ray_are_the_users_where_he_has_set_them(starts, monkeypatch):
-    mine, ours = ray_session.PRIVATE_ENV
+    mine, *_, ours = ray_session.PRIVATE_ENV
     monkeypatch.setenv(mine, "1")
     ray_session.connect(REQUEST, {"CPU": 1.0})
     assert os.environ[mine] == "1"

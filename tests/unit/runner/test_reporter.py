@@ -1,10 +1,11 @@
 """What followers read, however many threads of a run report at once."""
 
 import threading
+from dataclasses import replace
 
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress, RunnerRequest
-from airflow_tune_restore.runner.reporter import Reporter
+from airflow_tune_restore.runner.reporter import KEPT_LINES, Reporter
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.waiting import PATIENCE_SECONDS, eventually
 
@@ -123,3 +124,37 @@ def test_what_could_not_be_written_is_written_by_the_next_flush():
     except OSError:
         reporter.flush()
     assert iterations(store) == [1]
+
+
+def test_the_trials_of_a_shared_driver_have_an_attempt_of_their_own_and_are_forgotten():
+    store = MemoryStore()
+    driver = replace(make_reporter(store)._request, trial_id=layout.SHARED_DRIVER, attempt=3)
+    reporter = Reporter(store, driver, attempt=1)
+    reporter.add("t", progress(1))
+    reporter.flush()
+    assert iterations(store) == [1]
+    reporter.forget("t")
+    reporter.add("t", progress(2))
+    reporter.flush()
+    assert iterations(store) == [2]
+
+
+def test_lines_of_a_trial_are_kept_in_order_printable_and_bounded():
+    store = MemoryStore()
+    reporter = make_reporter(store)
+    reporter.add("t", progress(1))
+    reporter.add_lines("t", ["first", "\x1b[31mred\x1b[0m"])
+    reporter.flush()
+    tail = ProgressTail.from_json(store.get(KEY))
+    assert (tail.lines, tail.first_line, tail.count) == (["first", "red"], 0, 1)
+    reporter.add_lines("t", [f"line {number}" for number in range(KEPT_LINES)])
+    reporter.flush()
+    tail = ProgressTail.from_json(store.get(KEY))
+    assert (len(tail.lines), tail.first_line, tail.line_count) == (KEPT_LINES, 2, KEPT_LINES + 2)
+    assert tail.lines_after(KEPT_LINES + 1) == [f"line {KEPT_LINES - 1}"]
+    assert tail.lines_after(0) == tail.lines
+
+
+def test_a_record_of_an_older_runner_has_no_lines():
+    tail = ProgressTail.from_json(b'{"first": 0, "reports": []}')
+    assert (tail.lines, tail.line_count) == ([], 0)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from unittest.mock import patch
 
 import pytest
 
@@ -65,3 +66,26 @@ def test_few_results_wait_in_memory(monkeypatch):
     assert len(made) <= 2 * 4
     results.close()
     assert len(made) < 1000
+
+
+def test_what_is_answered_at_once_needs_no_threads():
+    """From a disk of this machine, a thread would cost more than the answer."""
+    with patch.object(in_flight, "monotonic", return_value=5.0):
+        threads = for_each(lambda _: threading.get_ident(), range(100))
+    assert set(threads) == {threading.get_ident()}
+
+
+def test_slow_answers_come_side_by_side_from_then_on():
+    """The first ten come at once; then it takes as many threads as wait for each other."""
+    together = threading.Barrier(in_flight.IN_FLIGHT)
+
+    def work(number):
+        if number == 10:
+            clock.return_value = 50.0
+        elif number > 10:
+            together.wait(timeout=60)
+        return number
+
+    items = list(range(11 + in_flight.IN_FLIGHT))
+    with patch.object(in_flight, "monotonic", return_value=5.0) as clock:
+        assert for_each(work, items) == items
