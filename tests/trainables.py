@@ -32,9 +32,10 @@ def misfortune(config: dict, iteration: int) -> None:
     if once and iteration == 5 and not Path(once).exists():
         Path(once).touch()
         raise RuntimeError("out of luck once")
-    if healed() and config["role"] == os.environ.get("TUNE_TEST_FAILING_ROLE"):
+    role = config.get("role", "none")
+    if role == os.environ.get("TUNE_TEST_FAILING_ROLE", ""):
         raise RuntimeError(f"out of luck again at iteration {iteration}")
-    if healed() and config["role"] == os.environ.get("TUNE_TEST_DYING_ROLE"):
+    if role == os.environ.get("TUNE_TEST_DYING_ROLE", ""):
         os._exit(7)
     if healed():
         time.sleep(float(os.environ.get("TUNE_TEST_STEP_SECONDS", "0")))

@@ -109,10 +109,10 @@ class SharedController(GuardedController):
         def prepare(work: Work) -> None:
             self.prepare_files(work.trial, work.request)
 
-        queued = [work for work in self._works() if not work.saved_status and not work.ending]
-        for work in queued:
+        new = self._new()
+        for work in new:
             work.trial.init_local_path()
-        self._each(prepare, queued)
+        self._each(prepare, new)
 
     def _each(self, step: Callable[[Work], None], works: list[Work]) -> list[Work]:
         """Do a step for many attempts at the same time; return those for which it did not fail."""
@@ -130,6 +130,14 @@ class SharedController(GuardedController):
     def _works(self) -> list[Work]:
         """Return the attempts whose trials are restored."""
         return [work for work in self.context.reader.works() if work.trial is not None]
+
+    def _new(self) -> list[Work]:
+        """Return the attempts that wait for their first snapshot, and have not begun to train."""
+        return [
+            work
+            for work in self._works()
+            if not (work.saved_status or work.error) and work.trial.status == Trial.PENDING
+        ]
 
     def is_finished(self) -> bool:
         """Whether nothing is in work and nothing more comes."""
@@ -190,8 +198,7 @@ class SharedController(GuardedController):
 
     def _put_snapshot(self) -> None:
         """Save the rows of new trials."""
-        new = [work for work in self._works() if not work.saved_status]
-        self._save_trials(new, with_files=False)
+        self._save_trials(self._new(), with_files=False)
 
     def _save_trials(self, works: list[Work], *, with_files: bool) -> None:
         """Save what has changed, several trials at the same time: their files, then their rows."""
@@ -218,7 +225,9 @@ class SharedController(GuardedController):
         self._trials_to_cache.difference_update(work.trial for work in changed)
 
     def _has_changed(self, work: Work) -> bool:
-        return work.error is None and work.trial in self._trials_to_cache
+        # Ray does not mark the end of a trial that has no actor
+        is_marked = work.trial in self._trials_to_cache or work.saved_status != work.trial.status
+        return work.error is None and is_marked
 
     def _snapshot_of(self, work: Work) -> bytes:
         trial = work.trial
@@ -226,7 +235,8 @@ class SharedController(GuardedController):
         state["_stopper"] = self._stopper.of(trial.trial_id)
         with out_of_band_serialize_dataset(), memory.own_resources(trial, work.request):
             row = trial.get_json_state()
-            return self.encode([row if work.ending is None else resumed_later(row)], state)
+            is_stopped = work.ending is not None and work.ending.result is Result.INTERRUPTED
+            return self.encode([resumed_later(row) if is_stopped else row], state)
 
     def _record_ended(self) -> None:
         """Save and record the trials that have ended, and drop them: others may follow for hours."""

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.ray.kept import Hosts, KeptHosts
 
-COMPARING = ("compared", "pair", "golden", "generated_restores")
+COMPARING = ("compared", "pair", "golden", "generated_restores", "sharing")
 """Modules whose assertions tell what differs."""
 
 for _module in COMPARING:

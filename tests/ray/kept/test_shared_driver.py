@@ -6,50 +6,26 @@ import json
 import pytest
 
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.request import EXIT_FINISHED, Result
+from airflow_tune_restore.protocol.request import EXIT_FINISHED, EXIT_INTERRUPTED
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.storage.fs import open_store
-from tests.support.ray.compared import RESUMED, Case, ask_ray, compare
+from tests.support.ray.compared import RESUMED, Case
 from tests.support.ray.real_restore import RESTORE_ID
-from tests.support.ray.sharing import Sharing, multiply
+from tests.support.ray.sharing import Sharing, assert_same_end, multiply
 from tests.support.waiting import eventually
 
 EVERY = [1, 2, 3, 4, 5, 6]
 
 CASES = [
-    Case("two, and two that differ", "two_errored", RESUMED),
+    Case("two that differ", "two_errored", RESUMED),
     Case("restarted", "errored", {"restart_errored": True}),
-    Case("fail again", "errored", RESUMED, healed=False),
     Case("with a stopper and a callback", "extras", RESUMED),
-    Case("class", "class", RESUMED),
-    Case("with retries", "retries", RESUMED, healed=False),
-    Case("with parameters", "with_parameters", RESUMED),
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_trials_on_one_driver_end_as_with_tuner_restore(hosts, copied, tmp_path, case):
-    original = copied(case.kind)
-    if case.kind != "two_errored":
-        multiply(original, 3)
-    theirs = ask_ray(hosts, case, original, tmp_path)
-    directory = copied(case.kind, "ours")
-    if case.kind != "two_errored":
-        multiply(directory, 3)
-    sharing = Sharing(
-        directory, case.kind, hosts=hosts, healed=case.healed,
-        flags=ResumeFlags.from_flags(**case.flags),
-    )  # fmt: skip
-    sharing.hand_over(*sharing.trial_ids)
-    ran = sharing.run()
-    assert (ran.code, ran.outcome.result) == (EXIT_FINISHED, "finished"), ran.output
-    expected = Result.FINISHED if case.healed else Result.FAILED
-    assert [sharing.outcome(t).result for t in sharing.trial_ids] == [expected] * len(
-        sharing.trial_ids
-    ), ran.output
-    commit_restore(sharing.store, RESTORE_ID)
-    compare(hosts.ray.call("describe", str(directory)), theirs, case)
+    assert_same_end(hosts, copied, tmp_path, case)
 
 
 def test_each_trial_ends_by_itself_and_none_runs_beside_another_if_one_at_a_time_may(
@@ -142,3 +118,49 @@ def test_one_trial_is_stopped_and_goes_on_later_in_a_runner_of_its_own(hosts, co
     assert ran.outcome.metrics["started_from"] in (3, 4)
     assert sharing.iterations() == sharing.csv_iterations() == EVERY
     commit_restore(store, RESTORE_ID)
+
+
+def test_a_trial_that_no_node_can_hold_is_given_up_alone(hosts, copied):
+    env = {"TUNE_RESTORE_ROOM_SECONDS": "5"}
+    sharing = Sharing(copied("two_errored"), "two_errored", hosts=hosts, env=env)
+    sharing.hand_over(*sharing.trial_ids)
+    ran = sharing.run(trainable="tests.support.experiments.asking:sparse_asks_for_a_hundred")
+    assert ran.code == EXIT_FINISHED, ran.output
+    plain, sparse = sorted(map(sharing.outcome, sharing.trial_ids), key=lambda o: o.result)
+    assert plain.result == "finished"
+    assert (sparse.result, sparse.error_type, sparse.cause) == (
+        "interrupted", "NoRoomError", "no_room",
+    )  # fmt: skip
+    assert "requests CPU 100" in sparse.error
+    sharing.trial = sharing.plan.trial(sparse.trial_id)
+    assert sharing.snapshot()[0]["status"] == "PAUSED"
+
+
+def test_a_callback_that_raises_ends_the_driver_and_is_held_against_no_trial(
+    hosts, copied, tmp_path
+):
+    """Which trial it was about, its own runner tells next."""
+    directory = copied("extras")
+    multiply(directory, 3)
+    record = tmp_path / "not" / "there"  # the experiment's callback writes it at each result
+    sharing = Sharing(directory, "extras", hosts=hosts, env={"TUNE_TEST_RECORD": str(record)})
+    sharing.hand_over(*sharing.trial_ids)
+    ran = sharing.run(concurrent=2)
+    assert ran.code == EXIT_INTERRUPTED, ran.output
+    assert ran.outcome.error_type == "FileNotFoundError"
+    begun = [t for t in sharing.trial_ids if sharing.has_begun(t)]
+    assert len(begun) == 2
+    for outcome in map(sharing.outcome, begun):
+        assert (outcome.result, outcome.error_type) == ("interrupted", "Interrupted")
+        assert outcome.error.startswith("its shared driver ended: FileNotFoundError: ")
+        assert outcome.cause == ""
+    assert len(sharing.desk.read().to_run) == 1
+
+
+def test_a_driver_at_an_empty_desk_ends_and_one_at_a_closed_desk_at_once(hosts, copied):
+    sharing = Sharing(copied("two_errored"), "two_errored", hosts=hosts)
+    ran = sharing.run()
+    assert (ran.code, ran.outcome.result) == (EXIT_FINISHED, "finished"), ran.output
+    sharing.desk.close()
+    assert sharing.run().code == EXIT_FINISHED
+    assert not any(map(sharing.has_begun, sharing.trial_ids))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.desk import Desk
 from airflow_tune_restore.protocol.records import is_listed
-from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerRequest
+from airflow_tune_restore.protocol.request import EXIT_FINISHED, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
+from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.shared_driver import hand_over
+from tests.support.ray.compared import Case, ask_ray, compare
+from tests.support.ray.kept import Hosts
 from tests.support.ray.real_restore import Ran, Restoring
 
 
@@ -40,6 +45,24 @@ def multiply(experiment: Path, count: int) -> None:
         rows = experiment / directory / layout.RESULT_FILE
         rows.write_text(renamed(rows.read_text()))
     path.write_text(json.dumps(state))
+
+
+def assert_same_end(hosts: Hosts, copied: Callable[..., Path], scratch: Path, case: Case) -> None:
+    """Restore an experiment by one shared driver, and by Ray: both ends must be the same."""
+    original, directory = copied(case.kind), copied(case.kind, "ours")
+    if case.kind != "two_errored":
+        multiply(original, 3)
+        multiply(directory, 3)
+    theirs = ask_ray(hosts, case, original, scratch)
+    flags = ResumeFlags.from_flags(**case.flags)
+    sharing = Sharing(directory, case.kind, hosts=hosts, healed=case.healed, flags=flags)
+    sharing.hand_over(*sharing.trial_ids)
+    ran = sharing.run()
+    assert (ran.code, ran.outcome.result) == (EXIT_FINISHED, "finished"), ran.output
+    results = {sharing.outcome(trial_id).result for trial_id in sharing.trial_ids}
+    assert results == {"finished" if case.healed else "failed"}, ran.output
+    commit_restore(sharing.store, sharing.restore_id)
+    compare(hosts.ray.call("describe", str(directory)), theirs, case)
 
 
 class Sharing(Restoring):

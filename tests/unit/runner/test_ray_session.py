@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import ray
 
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.runner import ray_session
 
@@ -150,3 +151,15 @@ def test_a_cluster_that_is_joined_is_left_as_it_is(starts, monkeypatch):
     ray_session.connect(replace(REQUEST, address="head:6379"), {})
     assert seen == [kept]
     assert not set(ray_session.PRIVATE_ENV) & set(os.environ)
+
+
+@pytest.mark.parametrize("unit", layout.RUNS_OF_MANY)
+def test_a_run_of_many_gets_all_cpus_and_all_gpus_if_any_trial_asks_for_one(
+    starts, monkeypatch, unit
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    monkeypatch.setenv("TUNE_RESTORE_CPUS", "7")
+    many = replace(REQUEST, trial_id=unit)
+    ray_session.connect(many, {"CPU": 2, "GPU": 0.5})
+    ray_session.connect(many, {"CPU": 9})
+    assert [(o["num_cpus"], o["num_gpus"]) for o in starts] == [(7, 3), (9, None)]
