@@ -1,4 +1,4 @@
-"""A user fails a trial whose task waits in the triggerer for its Ray job: that job ends, and no other.
+"""A user fails a trial whose task waits in the triggerer for its own job: that job ends, and no other.
 
 A triggerer that restarts, in whatever way, stops nothing. Before Airflow 3.3 nobody tells a trigger which
 of the two it is.
@@ -13,8 +13,24 @@ from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.sweeps import copy_sweep
 from tests.support.ray.cluster import ray_cluster
 
-DAG = "nightly_recovery"
+DAG = "jobs_of_their_own"
 TRIAL = "restore.trial"
+CODE = """
+from airflow.sdk import DAG
+
+from airflow_tune_restore.task_group import TuneRestoreTaskGroup
+
+with DAG("jobs_of_their_own", schedule=None):
+    TuneRestoreTaskGroup(
+        experiments="{{ dag_run.conf['experiment'] }}",
+        trainable="example_sweep:train",
+        strategy="per_trial",
+        launcher="ray",
+        runtime_env={"working_dir": DAGS},
+        stale_after=0,
+        env={"EXAMPLE_SWEEP_REPAIRED": "1"},
+    )
+"""
 NAME = "killed_while_deferred"
 
 
@@ -31,8 +47,10 @@ def test_a_trial_that_is_failed_stops_its_job_and_a_triggerer_that_restarts_stop
 ):
     experiment = copy_sweep("killed", tmp_path / NAME)
     gates.close(NAME)
-    conf = {"prefix": str(tmp_path), "stale_after": 0, "launcher": "ray"}
-    run_id = running.trigger(DAG, conf)
+    (running.dags / "jobs_of_their_own.py").write_text(
+        CODE.replace("DAGS", repr(str(running.dags)))
+    )
+    run_id = running.trigger(DAG, {"experiment": str(experiment)})
     running.eventually(lambda: running.states(DAG, run_id).get(TRIAL) == ["deferred"] * 3)
     running.eventually(lambda: sum("iteration" in log for log in logs(cluster).values()) >= 1)
     running.eventually(lambda: waits_of(running, run_id) == 3)

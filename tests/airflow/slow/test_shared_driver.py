@@ -1,6 +1,8 @@
 """Short trials that share a driver under a real `airflow standalone`, with real Ray."""
 
-from tests.support.airflow.trial_tasks import TRIAL, one_that_reports, runners_of
+from pathlib import Path
+
+from tests.support.airflow.trial_tasks import TRIAL, runners_of
 from tests.support.experiments.sweeps import copy_failed_trials, ends
 
 NIGHTLY, COUNT = "nightly_recovery", 6
@@ -12,7 +14,7 @@ def test_six_short_trials_have_one_driver_and_a_task_each_and_a_killed_task_stop
     experiment = copy_failed_trials(tmp_path / "six_short", COUNT)
     gates.close("six_short")
     run_id = running.trigger(NIGHTLY, {"prefix": str(tmp_path), "stale_after": 0})
-    victim = running.eventually(lambda: one_that_waits(running, run_id))
+    victim = running.eventually(lambda: one_that_waits(running, run_id, experiment))
     (driver,) = runners_of(experiment)
     place = f"dagRuns/{run_id}/taskInstances/{TRIAL}/{victim['map_index']}"
     running.call("PATCH", f"/api/v2/dags/{NIGHTLY}/{place}", {"new_state": "failed"})
@@ -40,10 +42,10 @@ def test_six_short_trials_have_one_driver_and_a_task_each_and_a_killed_task_stop
     assert ends(experiment) == [("TERMINATED", 6)] * COUNT
 
 
-def one_that_waits(running, run_id: str) -> dict | None:
-    """Return the task of a trial that attached to the driver, and shows where its output is."""
-    task = one_that_reports(running, NIGHTLY, run_id)
-    if task is None:
-        return None
-    log = running.whole_log(NIGHTLY, run_id, TRIAL, task["map_index"])
-    return task if "in a driver that several trials share" in log else None
+def one_that_waits(running, run_id: str, experiment: Path) -> dict | None:
+    """Return the task of a trial that the driver has begun; it stands still at the gate."""
+    begun = experiment.glob(".tune_restore/*/trials/*/attempts/000001/heartbeat.json")
+    names = {path.parts[-4] for path in begun}
+    tasks = [t for t in running.tasks(NIGHTLY, run_id) if t["task_id"] == TRIAL]
+    alive = [t for t in tasks if t["state"] == "running" and t["rendered_map_index"]]
+    return next((t for t in alive if t["rendered_map_index"].split()[1] in names), None)
