@@ -30,6 +30,7 @@ from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.runner_death import record_death
 from airflow_tune_restore.restore.shared_driver import (
     ALONE_NOW,
+    MOST_BROKEN,
     find_why_alone,
     hand_over,
     record_lost,
@@ -130,24 +131,28 @@ class TrialRuns:
 
         Those that go on alone are not among the ended.
         """
-        left = trials
+        left, broken = trials, 0
         while left and not self._stopping.is_set():
             are_handed = for_each(self._hand_over, left)
             handed = left = list(compress(left, are_handed))
             if not handed:
                 break
+            has_broken = False
             with self._errors_logged(layout.SHARED_DRIVER):
                 Desk(self._store, self._plan.restore_id).close()
-                self._run_attempt(
+                outcome = self._run_attempt(
                     claim_next_attempt(
                         *(self._store, self._plan, layout.SHARED_DRIVER, self._settings),
                         log=self._logs(layout.SHARED_DRIVER),
                     )
                 )
+                has_broken = outcome is None or outcome.result == Result.INTERRUPTED
             with self._errors_logged(layout.SHARED_DRIVER):
                 records = RestoreRecords(self._store, self._plan.restore_id)
                 left = [unit for unit in handed if not self._has_begun(records, unit)]
-            if left == handed:  # the next driver would end in the same way, or nobody knows
+            broken += has_broken
+            # without an end of its own a driver may have had bad luck; any other end would come again
+            if left == handed and not (has_broken and broken < MOST_BROKEN):
                 self._ended.update(left)
                 break
         self._requests.pop(layout.SHARED_DRIVER, None)

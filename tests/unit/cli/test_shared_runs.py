@@ -13,6 +13,7 @@ from airflow_tune_restore.protocol.request import RunnerProgress
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.ledger import read_failures
+from airflow_tune_restore.restore.shared_driver import MOST_BROKEN
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.records import beat, leave_outcome, start_night
@@ -107,9 +108,26 @@ def test_after_the_death_of_a_driver_those_it_had_begun_run_alone(store, run_all
     assert {change.note for change in commit_restore(store, "r1").changes} != {"was not started"}
 
 
-def test_a_driver_that_begins_nothing_is_not_started_again(store, run_all, caplog):
-    assert run_all(lambda *of: drive(store, *of, dies_after=0)) == [(DRIVER, 1)]
+def test_a_driver_that_dies_before_it_begins_a_trial_is_followed_by_another(store, run_all):
+    def script(request, run):
+        drive(store, request, run, dies_after=0 if request.attempt == 1 else None)
+
+    assert run_all(script) == [(DRIVER, 1), (DRIVER, 2)]
+    assert all(AttemptRecords(store, "r1", name).outcome(1) for name in TRIALS)
+
+
+def test_drivers_that_begin_nothing_are_not_started_without_an_end(store, run_all, caplog):
+    started = run_all(lambda *of: drive(store, *of, dies_after=0))
+    assert started == [(DRIVER, number) for number in range(1, MOST_BROKEN + 1)]
     assert "the shared driver" in caplog.text
+
+
+def test_a_driver_that_ends_well_and_begins_nothing_is_not_started_again(store, run_all):
+    def script(request, run):
+        leave_outcome(store, request, "finished")
+        run.ended.set()
+
+    assert run_all(script) == [(DRIVER, 1)]
 
 
 def test_a_refused_driver_gives_its_reason_once(store, run_all, caplog):
