@@ -174,3 +174,20 @@ def test_without_a_trial_that_could_be_handed_over_no_driver_is_started(
     monkeypatch.setattr(Desk, "hand_over", hand_over)
     assert run_all(lambda *of: drive(store, *of)) == []
     assert "Trial first: the store was away for a moment" in caplog.text
+
+
+def test_the_reason_to_go_on_alone_is_one_sentence(store, run_all, capsys):
+    def script(request, run):
+        if request.trial_id != DRIVER:
+            return drive(store, request, run)
+        for attempt in Desk(store, "r1").read().to_run:
+            beat(store, attempt)
+            error = "its shared driver ended: RuntimeError: the callback broke."
+            leave_outcome(store, attempt, "interrupted", error_type="Interrupted", error=error)
+        leave_outcome(store, request, "interrupted")
+        return run.ended.set()
+
+    run_all(script)
+    shown = " ".join(capsys.readouterr().err.split())
+    alone = "Trial first goes on in a driver of its own:"
+    assert f"{alone} its shared driver ended: RuntimeError: the callback broke. " in shown
