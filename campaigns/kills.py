@@ -3,9 +3,10 @@
     python -m campaigns.kills --kills 180 --seed 7              the nightly form
     python -m campaigns.kills --seed 7 --only recorded:12       one round again
 
-One failed experiment is restored in round after round. Three lanes run side by side: in one the runners
-are real ones with Ray, in one all trials are one real run that their tasks follow, and in one runners
-write what real ones had written (recorded_runner), so that kills of the other steps are cheap. In each
+One failed experiment is restored in round after round. Four lanes run side by side: in one the runners
+are real ones with Ray, in one the trials share a real driver, in one all trials are one real run that
+their tasks follow, and in one runners write what real ones had written (recorded_runner), so that kills
+of the other steps are cheap. In each
 round a task is killed by kill -9 (the operator's process, the runner, or both) and tried again as Airflow
 does, or given up, and the DAG run of the next night goes on.
 """
@@ -24,7 +25,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -47,7 +48,16 @@ from tests.support.storage.servers import Server, s3_server
 
 assert airflow_home.HOME
 KIND = "two_errored"
-RECORDED, REAL, WHOLE = "recorded", "real", "whole"
+RECORDED, REAL, SHARED, WHOLE = "recorded", "real", "shared", "whole"
+STRATEGIES = {
+    RECORDED: "per_trial",
+    REAL: "per_trial",
+    SHARED: "shared_driver",
+    WHOLE: "whole_experiment",
+}
+OF_MANY = (SHARED, WHOLE)
+"""The lanes in which one runner has several trials, and may outlive the task that started it."""
+
 LEASE_TTL = MIN_LEASE_TTL.total_seconds()
 """As short as `plan` takes it, so that no round waits long to take over."""
 QUIET_SHARE = 2.0
@@ -63,7 +73,8 @@ class Point:
 
     Args:
         label: For people.
-        victim: `operator` (with it the launcher), `runner`, or `node`: both, and all of Ray.
+        victim: `operator` (with it the launcher), `runner`, `ray`: all that the runner has started, or
+            `node`: all of them.
         how: `inside` or `after` a write, or `moment`: some time after it.
         pattern: The request that triggers it; none: the start of the try.
         nth: Which of those requests.
@@ -159,6 +170,33 @@ def _real_point(rng: random.Random) -> Point:
     return Point(label, victim, rng.choice([INSIDE, AFTER]), pattern, rng.randint(1, most))
 
 
+def _shared_point(rng: random.Random) -> Point:
+    """Draw where a chain is hit whose trials share a driver."""
+    victim = rng.choice(["runner", "runner", "node", "ray", "operator", "operator"])
+    snapshot = r"PUT .*attempts/.*/state\.json"
+    kind = rng.choice(["start", "training", "write", "write", "write", "write"])
+    if kind == "start":
+        beat = r"PUT .*attempts/.*heartbeat\.json"
+        return Point("start", victim, "moment", beat, 1, rng.uniform(0, 9))
+    if kind == "training":
+        return Point("training", victim, "moment", snapshot, 1, rng.uniform(0, 6))
+    label, pattern, most = rng.choice(
+        [
+            ("handing over", r"PUT .*desk/.*run\.json", 1),
+            ("request", r"PUT .*request\.json", 3),
+            ("beat", r"PUT .*attempts/.*heartbeat\.json", 6),
+            ("row count", r"PUT .*start-.*\.json", 2),
+            ("checkpoint", r"(PUT|POST) .*checkpoint_\d+/", 8),
+            ("result.json", r"(PUT|POST) .*/result\.json", 8),
+            ("snapshot", snapshot, 6),
+            ("outcome", r"PUT .*outcome\.json", 3),
+            ("progress", r"PUT .*attempts/.*progress\.json", 4),
+            ("clearing of the desk", r"DELETE .*desk/|POST .*[?&]delete", 2),
+        ]
+    )
+    return Point(label, victim, rng.choice([INSIDE, AFTER]), pattern, rng.randint(1, most))
+
+
 def _outage(rng: random.Random) -> Fault:
     how = rng.choice(["refuse", "delay", "slow_down", "drop_answer", INSIDE])
     return Fault(
@@ -192,6 +230,10 @@ def write_script(lane: str, number: int, rng: random.Random) -> Script:
     tasks = ["plan", "trial 0", "trial 1", "commit"]
     outage_at = rng.choice(tasks) if rng.random() < 0.5 else None
     trial = rng.choice(["trial 0", "trial 1"])
+    if lane == SHARED:
+        kills = {"trial 0": [_shared_point(rng)], "trial 1": [_shared_point(rng)]}
+        abandon_at = trial if number % 3 == 2 else None
+        return Script(kills, abandon_at, outage_at=outage_at)
     if lane != RECORDED:
         kills = {"trial 0": [_real_point(rng)], "trial 1": [_real_point(rng), _real_point(rng)]}
         abandon_at = trial if number % 3 == 2 else None
@@ -269,7 +311,7 @@ class Setting:
             python=str(recorder) if lane == RECORDED else None,
             runner_env=changed,
             log=f"{self.scratch}/{name}.log",
-            strategy="whole_experiment" if lane == WHOLE else "auto",
+            strategy=STRATEGIES[lane],
             quiet_seconds=self.ttl * QUIET_SHARE,
         )
 
@@ -287,7 +329,7 @@ class Round:
         self._rng = random.Random(f"{seed} {lane} {number}")
         self._script = write_script(lane, number, self._rng)
         self._setting, self._lane, self._most = setting, lane, most
-        self._armed: tuple[Point, Fault] | None = None
+        self._armed: dict[str, tuple[Point, Fault]] = {}
         self._runners: set[int] = set()
         self._was_abandoned = False
 
@@ -298,14 +340,17 @@ class Round:
         with Proxy(setting.s3.endpoint) as self._proxy:
             chain = setting.chain(self._lane, self.name, self.url, self._proxy.endpoint)
             script = self._script
-            night = Night(chain, "night-1", self._before, self._after)
+            at_once = self._lane == SHARED
+            night = Night(chain, "night-1", self._before, self._after, at_once=at_once)
             try:
                 night.carry_out()
                 self._was_abandoned = night.is_abandoned
                 if night.is_abandoned:
                     script.kills, script.abandon_at = {"plan": script.settle}, None
                     # it waits until the lease of this one has run out, and until a run of all is over
-                    Night(chain, "night-2", self._before, self._after, tries=120).carry_out()
+                    Night(
+                        chain, "night-2", self._before, self._after, tries=120, at_once=at_once
+                    ).carry_out()
             finally:
                 for session in self._runners | set(self._runs_of_all()):
                     for pid in _members(session):
@@ -347,11 +392,13 @@ class Round:
             self._outage = self._proxy.add(_outage(self._rng))
         points = script.kills.get(task, [])
         is_over = self._most is not None and self.killed.total() >= self._most
-        if self._armed is None and points and not is_over:
+        if task not in self._armed and points and not is_over:
             point = points.pop(0)
             how = point.how if point.how in (INSIDE, AFTER) else "delay"
-            fault = Fault(how, point.pattern, point.nth, then=lambda: self._strike(night, point))
-            self._armed = (point, self._proxy.add(fault))
+            fault = Fault(
+                how, point.pattern, point.nth, then=lambda: self._strike(night, task, point)
+            )
+            self._armed[task] = (point, self._proxy.add(fault))
 
     def _after(self, night: Night, task: str, number: int) -> None:
         script = self._script
@@ -360,44 +407,51 @@ class Round:
                 self.outages[self._outage.how] += 1
             script.outage_at = None
             self._outage.times = 0
-        if self._armed is not None and (self._armed[1].hits or task != "plan"):
+        if task in self._armed and (self._armed[task][1].hits or task != "plan"):
             # a plan that waits for a lease to run out is tried again and again until it is hit
-            self._armed = None
-            self._proxy.heal()
+            _, fault = self._armed.pop(task)
+            fault.times = 0
         if task == script.abandon_at and not script.kills.get(task):
-            night.is_abandoned = True
+            night.abandon()
 
-    def _strike(self, night: Night, point: Point) -> None:
+    def _strike(self, night: Night, task: str, point: Point) -> None:
+        arguments = (night, task, night.operator_pids.get(task, 0), point)
         if point.how == "moment":
-            timer = threading.Timer(point.seconds, self._kill, (night, night.operator_pid, point))
+            timer = threading.Timer(point.seconds, self._kill, arguments)
             timer.daemon = True
             timer.start()
         else:
-            self._kill(night, night.operator_pid, point)
+            self._kill(*arguments)
 
     def _runs_of_all(self) -> list[int]:
         """Return the runs of all trials of this round; whoever started one may be gone."""
-        if self._lane != WHOLE:
+        if self._lane not in OF_MANY:
             return []
         pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
         return [pid for pid in pids if _is_runner(pid, self.url)]
 
-    def _kill(self, night: Night, operator: int, point: Point) -> None:
-        if night.operator_pid != operator or not operator:
+    def _kill(self, night: Night, task: str, operator: int, point: Point) -> None:
+        if night.operator_pids.get(task) != operator or not operator:
             return  # that try is over
         runners = self._runs_of_all() or [pid for pid in children(operator) if _is_runner(pid)]
         self._runners.update(runners)
+        members = {pid for runner in runners for pid in _members(runner)}
         hit = False
         if point.victim in ("operator", "node"):
             hit = kill(operator)
         if point.victim == "node":
-            for pid in [member for runner in runners for member in _members(runner)]:
-                kill(pid)
+            _kill_all(members)
+        if point.victim == "ray":
+            hit = _kill_all(members - set(runners))
         if point.victim == "runner":
-            hit = sum(kill(pid) for pid in runners) > 0
+            hit = _kill_all(runners)
         if hit:
             self.killed[str(point)] += 1
             self.told.append(f"{time.strftime('%H:%M:%S')} {point}")
+
+
+def _kill_all(pids: Iterable[int]) -> bool:
+    return sum(kill(pid) for pid in pids) > 0
 
 
 def _is_runner(pid: int, of: str = "") -> bool:
@@ -544,6 +598,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m campaigns.kills")
     parser.add_argument("--kills", type=int, default=180, help="how many at least")
     parser.add_argument("--real", type=int, default=36, help="how many of them with real runners")
+    parser.add_argument(
+        "--shared", type=int, default=20, help="how many in a driver that trials share"
+    )
     parser.add_argument("--whole", type=int, default=20, help="how many in one run of all trials")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--most", type=int, default=9, help="kills in a round with real runners")
@@ -574,7 +631,7 @@ def main(arguments: list[str] | None = None) -> int:
             lane, _, number = options.only.partition(":")
             run_round(setting, lane, int(number), report)
         else:
-            shares = {REAL: options.real, WHOLE: options.whole}
+            shares = {REAL: options.real, SHARED: options.shared, WHOLE: options.whole}
             shares[RECORDED] = options.kills - sum(shares.values())
 
             def run(lane: str) -> None:

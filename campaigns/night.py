@@ -4,8 +4,10 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ class Night:
         before_try: Called with step and number of the try, before each.
         after_try: Called after each, when its process has ended; heals the storage, say.
         tries: How often a task is tried.
+        at_once: Whether the tasks of trials run at the same time.
     """
 
     def __init__(
@@ -40,14 +43,17 @@ class Night:
         before_try: Callable[["Night", str, int], None],
         after_try: Callable[["Night", str, int], None],
         tries: int = 12,
+        at_once: bool = False,
     ) -> None:
         self.chain = chain
         self.run_id = run_id
-        self.operator_pid = 0
+        self.operator_pids: dict[str, int] = {}
         self.is_abandoned = False
         self._before_try = before_try
         self._after_try = after_try
         self._tries = tries
+        self._at_once = at_once
+        self._locked = threading.Lock()
 
     def carry_out(self) -> None:
         """Run plan, trials and commit, each retried.
@@ -58,17 +64,28 @@ class Night:
         _, (ended, items, pushed) = self._task("plan", "plan", None)
         if ended == SKIPPED or self.is_abandoned:
             return
-        for number, item in enumerate(items):
+        with ThreadPoolExecutor(len(items) if self._at_once else 1) as pool:
+            list(pool.map(self._trial, range(len(items)), items))
+        if not self.is_abandoned:
+            self._task("commit", "commit", pushed["outcomes"])
+
+    def abandon(self) -> None:
+        """Try no task again; those that run end with their machine."""
+        self.is_abandoned = True
+        for pid in list(self.operator_pids.values()):
+            kill(pid)
+
+    def _trial(self, number: int, item: Any) -> None:
+        if not self.is_abandoned:
             self._task(f"trial {number}", "trial", item)
-            if self.is_abandoned:
-                return
-        self._task("commit", "commit", pushed["outcomes"])
 
     def _task(self, name: str, step: str, argument: Any) -> tuple[int, tuple[str, Any, Any]]:
         for number in range(1, self._tries + 1):
-            self._before_try(self, name, number)
-            ended = self._try(step, argument)
-            self._after_try(self, name, number)
+            with self._locked:
+                self._before_try(self, name, number)
+            ended = self._try(name, step, argument)
+            with self._locked:
+                self._after_try(self, name, number)
             if ended[0] in (DONE, SKIPPED) or self.is_abandoned:
                 return number, ended
             if ended[0] == FAILED:
@@ -77,14 +94,14 @@ class Night:
                 time.sleep(1.0)
         raise RunFailedError(f"{name} of {self.run_id} failed {self._tries} times: {ended[1]}")
 
-    def _try(self, step: str, argument: Any) -> tuple[str, Any, Any]:
+    def _try(self, name: str, step: str, argument: Any) -> tuple[str, Any, Any]:
         ours, theirs = _FORKS.Pipe(duplex=False)
         process = _FORKS.Process(
             target=_run_step, args=(self.chain, step, self.run_id, argument, theirs)
         )
         process.start()
         theirs.close()
-        self.operator_pid = process.pid or 0
+        self.operator_pids[name] = process.pid or 0
         try:
             ended = ours.recv() if ours.poll(TRY_SECONDS) else None
         except EOFError:
@@ -93,7 +110,7 @@ class Night:
             process.kill()
             raise RunFailedError(f"{step} of {self.run_id} took more than {TRY_SECONDS:.0f} s")
         process.join()
-        self.operator_pid = 0
+        del self.operator_pids[name]
         return ended
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
-from airflow_tune_restore.restore import follow
+from airflow_tune_restore.restore import follow, follow_shared
 from airflow_tune_restore.version_compat import AirflowFailException, AirflowSkipException
 from campaigns.chain import DONE, FAILED, RETRY, SKIPPED, Chain
 from tests.support.airflow.context import make_context
@@ -28,7 +28,7 @@ def run_step(chain: Chain, step: str, run_id: str, argument: Any, answer: Any) -
         sys.path.insert(0, root)
     print(f"--- {step} of {run_id}, pid {os.getpid()}", flush=True)
     context = make_context(run_id=run_id)
-    follow.QUIET_SECONDS = chain.quiet_seconds
+    follow.QUIET_SECONDS = follow_shared.QUIET_SECONDS = chain.quiet_seconds
     try:
         result = _OPERATORS[step](chain, argument).execute(context)
         ended = (DONE, result, context["ti"].pushed)

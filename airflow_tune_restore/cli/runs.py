@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import TuneRestoreError
@@ -29,6 +30,7 @@ from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.runner_death import record_death
 from airflow_tune_restore.restore.shared_driver import (
     ALONE_NOW,
+    MOST_BROKEN,
     find_why_alone,
     hand_over,
     record_lost,
@@ -129,21 +131,28 @@ class TrialRuns:
 
         Those that go on alone are not among the ended.
         """
-        left = trials
+        left, broken = trials, 0
         while left and not self._stopping.is_set():
             are_handed = for_each(self._hand_over, left)
-            left = [unit for unit, is_handed in zip(left, are_handed, strict=True) if is_handed]
-            Desk(self._store, self._plan.restore_id).close()
+            handed = left = list(compress(left, are_handed))
+            if not handed:
+                break
+            has_broken = False
             with self._errors_logged(layout.SHARED_DRIVER):
-                self._run_attempt(
+                Desk(self._store, self._plan.restore_id).close()
+                outcome = self._run_attempt(
                     claim_next_attempt(
                         *(self._store, self._plan, layout.SHARED_DRIVER, self._settings),
                         log=self._logs(layout.SHARED_DRIVER),
                     )
                 )
-            records = RestoreRecords(self._store, self._plan.restore_id)
-            handed, left = left, [unit for unit in left if not self._has_begun(records, unit)]
-            if left == handed:  # the next driver would end in the same way
+                has_broken = outcome is None or outcome.result == Result.INTERRUPTED
+            with self._errors_logged(layout.SHARED_DRIVER):
+                records = RestoreRecords(self._store, self._plan.restore_id)
+                left = [unit for unit in handed if not self._has_begun(records, unit)]
+            broken += has_broken
+            # without an end of its own a driver may have had bad luck; any other end would come again
+            if left == handed and not (has_broken and broken < MOST_BROKEN):
                 self._ended.update(left)
                 break
         self._requests.pop(layout.SHARED_DRIVER, None)

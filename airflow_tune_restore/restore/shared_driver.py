@@ -100,7 +100,9 @@ def find_why_alone(outcome: RunnerOutcome, *, on_cluster: bool) -> str:
     """
     if outcome.result != Result.INTERRUPTED or (on_cluster and outcome.cause == Cause.NO_ROOM):
         return ""
-    return outcome.describe_error() or "its shared driver was stopped"
+    # the end of a sentence, which says that it was interrupted
+    why = outcome.describe_error().removeprefix("Interrupted: ").rstrip(".")
+    return why or "its shared driver was stopped"
 
 
 def record_lost(store: ObjectStore, restore_id: str, trial_id: str, message: str) -> bool:

@@ -15,7 +15,8 @@ SEED = os.environ.get("TUNE_TEST_SEED", FIXED)
 def test_a_kill_in_each_lane_loses_nothing(failed_experiments):
     pytest.importorskip("s3fs")
     out = run_campaign(
-        "kills", "--kills", "3", "--real", "1", "--whole", "1", "--most", "1", "--seed", SEED,
+        "kills", "--kills", "4", "--real", "1", "--shared", "1", "--whole", "1", "--most", "1",
+        "--seed", SEED,
         "--rounds", "1" if SEED == FIXED else "9",
         "--ttl", "120",  # whoever is slow is not dead
         "--experiment", str(failed_experiments["two_errored"]),

@@ -153,6 +153,8 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         """Restore trials; values that Ray reads, but cannot use later, become Ray's defaults."""
         trials: list[Trial] = super()._restore_trials(experiment_state)
         for trial in trials:
+            if trial.is_finished():  # Ray keeps the decision to stop a trial in a save (2.60)
+                self._cached_trial_decisions.pop(trial.trial_id, None)
             if not isinstance(trial.config, dict):
                 raise RunnerError(f"the config of trial {trial.trial_id} is not a mapping")
             metadata = trial.run_metadata
@@ -185,6 +187,8 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         """Stop one trial; the others go on."""
         self.request_stop_trial(trial)
         self._process_stop_requests()
+        # in a save, Ray keeps the decision in the snapshot (2.60): the next attempt would end early
+        self._cached_trial_decisions.pop(trial.trial_id, None)
 
     def requeue(self, trial: Trial, request: RunnerRequest, choice: str) -> None:
         """Queue a restored trial as Ray does with this choice; a restarted one gets its planned id."""

@@ -12,7 +12,9 @@ SEED = os.environ.get("TUNE_TEST_SEED", str(random.randrange(10**6)))
 
 def test_a_dozen_kills_lose_nothing():
     pytest.importorskip("s3fs")
-    out = run_campaign("kills", "--kills", "12", "--real", "2", "--whole", "0", "--seed", SEED)
+    out = run_campaign(
+        "kills", "--kills", "14", "--real", "2", "--shared", "2", "--whole", "0", "--seed", SEED
+    )
     assert "lost: nothing" in out
 
 

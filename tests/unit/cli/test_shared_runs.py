@@ -4,13 +4,16 @@ import pytest
 
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.cli.runs import TrialRuns
+from airflow_tune_restore.exceptions import StorageError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.desk import Desk
+from airflow_tune_restore.protocol.listed_records import RestoreRecords
 from airflow_tune_restore.protocol.request import RunnerProgress
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.ledger import read_failures
+from airflow_tune_restore.restore.shared_driver import MOST_BROKEN
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.records import beat, leave_outcome, start_night
@@ -105,9 +108,26 @@ def test_after_the_death_of_a_driver_those_it_had_begun_run_alone(store, run_all
     assert {change.note for change in commit_restore(store, "r1").changes} != {"was not started"}
 
 
-def test_a_driver_that_begins_nothing_is_not_started_again(store, run_all, caplog):
-    assert run_all(lambda *of: drive(store, *of, dies_after=0)) == [(DRIVER, 1)]
+def test_a_driver_that_dies_before_it_begins_a_trial_is_followed_by_another(store, run_all):
+    def script(request, run):
+        drive(store, request, run, dies_after=0 if request.attempt == 1 else None)
+
+    assert run_all(script) == [(DRIVER, 1), (DRIVER, 2)]
+    assert all(AttemptRecords(store, "r1", name).outcome(1) for name in TRIALS)
+
+
+def test_drivers_that_begin_nothing_are_not_started_without_an_end(store, run_all, caplog):
+    started = run_all(lambda *of: drive(store, *of, dies_after=0))
+    assert started == [(DRIVER, number) for number in range(1, MOST_BROKEN + 1)]
     assert "the shared driver" in caplog.text
+
+
+def test_a_driver_that_ends_well_and_begins_nothing_is_not_started_again(store, run_all):
+    def script(request, run):
+        leave_outcome(store, request, "finished")
+        run.ended.set()
+
+    assert run_all(script) == [(DRIVER, 1)]
 
 
 def test_a_refused_driver_gives_its_reason_once(store, run_all, caplog):
@@ -122,3 +142,52 @@ def test_a_refused_driver_gives_its_reason_once(store, run_all, caplog):
 def test_a_trial_that_was_stopped_with_its_driver_goes_on_alone(store, run_all):
     started = run_all(lambda *of: drive(store, *of, ends={"third": "interrupted"}))
     assert started == [(DRIVER, 1), ("third", 2)]
+
+
+def test_a_store_that_is_away_after_the_driver_is_named_and_the_restore_goes_on(
+    store, run_all, caplog, monkeypatch
+):
+    def list_all(*_):
+        raise StorageError("the store was away for a moment")
+
+    monkeypatch.setattr(RestoreRecords, "__init__", list_all)
+    assert run_all(lambda *of: drive(store, *of)) == [(DRIVER, 1)]
+    assert "Shared driver: the store was away for a moment" in caplog.text
+    assert all(AttemptRecords(store, "r1", name).outcome(1) for name in TRIALS)
+
+
+def test_a_desk_that_cannot_be_closed_starts_no_driver(store, run_all, caplog, monkeypatch):
+    def close(_):
+        raise StorageError("the store was away for a moment")
+
+    monkeypatch.setattr(Desk, "close", close)
+    assert run_all(lambda *of: drive(store, *of)) == []
+    assert "Shared driver: the store was away for a moment" in caplog.text
+
+
+def test_without_a_trial_that_could_be_handed_over_no_driver_is_started(
+    store, run_all, caplog, monkeypatch
+):
+    def hand_over(*_):
+        raise StorageError("the store was away for a moment")
+
+    monkeypatch.setattr(Desk, "hand_over", hand_over)
+    assert run_all(lambda *of: drive(store, *of)) == []
+    assert "Trial first: the store was away for a moment" in caplog.text
+
+
+def test_the_reason_to_go_on_alone_is_one_sentence(store, run_all, capsys):
+    def script(request, run):
+        if request.trial_id != DRIVER:
+            return drive(store, request, run)
+        for attempt in Desk(store, "r1").read().to_run:
+            beat(store, attempt)
+            error = "its shared driver ended: RuntimeError: the callback broke."
+            leave_outcome(store, attempt, "interrupted", error_type="Interrupted", error=error)
+        leave_outcome(store, request, "interrupted")
+        return run.ended.set()
+
+    run_all(script)
+    shown = " ".join(capsys.readouterr().err.split())
+    alone = "Trial first goes on in a driver of its own:"
+    assert f"{alone} its shared driver ended: RuntimeError: the callback broke. " in shown
