@@ -114,15 +114,25 @@ def record_lost(store: ObjectStore, restore_id: str, trial_id: str, message: str
     return has_begun
 
 
-def leave_ended_driver(store: ObjectStore, restore_id: str, trial_id: str) -> str:
+def leave_ended_driver(
+    store: ObjectStore, restore_id: str, trial_id: str, ended: int | None
+) -> str:
     """Decide what a trial does whose driver has ended without an outcome of it, and record it.
 
+    `ended` is the number of the newest driver, which has ended; 0 if there was none. None: the trial was
+    begun, and its own heartbeats ended.
+
     Returns:
-        Why it runs alone from now on; "" if it waits on the desk for the next driver.
+        Why it runs alone from now on; "" if it waits on the desk for the next driver, or if that has it.
     """
-    if record_lost(store, restore_id, trial_id, "its shared driver died"):
+    has_begun = AttemptRecords(store, restore_id, trial_id).has_begun(SHARED_ATTEMPT)
+    numbers = drivers(store, restore_id).numbers()  # after it: a later driver may just have begun it
+    if ended is not None and max(numbers, default=0) > ended:
+        return ""
+    if has_begun:
+        record_lost(store, restore_id, trial_id, "its shared driver died")
         return "its shared driver died while it ran"
-    count = _count_broken(store, restore_id, drivers(store, restore_id).numbers())
+    count = _count_broken(store, restore_id, numbers)
     if count < MOST_BROKEN:
         return ""
     why = f"{count} shared drivers broke off before they began it"
