@@ -40,7 +40,7 @@ from airflow_tune_restore.exceptions import (
     RestoredMeanwhileError,
     TuneRestoreError,
 )
-from airflow_tune_restore.launch.base import Launcher
+from airflow_tune_restore.launch.base import Launcher, LauncherName
 from airflow_tune_restore.restore.prepare import preview_restore
 from airflow_tune_restore.restore.prepared import PrepareOptions
 
@@ -182,6 +182,7 @@ def restore(  # noqa: PLR0913  one group of options per subject
             name_option=flag_of,
             recipes=run.parse(),
             pause_at=window.end(datetime.now(UTC)),
+            in_pods=where.on is LauncherName.KUBERNETES,
         ),
         run=run,
         address=where.runner_address,

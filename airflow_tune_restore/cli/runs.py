@@ -86,10 +86,7 @@ class TrialRuns:
         Raises:
             KeyboardInterrupt: If the user does not wait.
         """
-        # a pod is made for one trial
-        shared = [
-            t.trial_id for t in self._plan.to_run if t.shares_driver and not self._settings.sized
-        ]
+        shared = [trial.trial_id for trial in self._plan.to_run if trial.shares_driver]
         workers: list[_Worker] = []
         limit = window.stop_at_last_moment(self._plan.pause_at, self._stop_runs)
         try:

@@ -222,7 +222,7 @@ class Heartbeat:
                 look_until_fresh(self._store, self.check_or_end, self._looked_lately)
 
     def _looked_lately(self) -> float:
-        """Return when the last look began; one that knew less than all attempts in work does not count."""
+        """Return when the last look began that knew all attempts in work."""
         return self._looked_at if self._looked_at > self._joined_at else -math.inf
 
     def _run(self) -> None:

@@ -498,6 +498,22 @@ def test_a_trial_that_fails_again_is_exit_code_1(tune_restore, tmp_path, monkeyp
     assert after == {"done": "TERMINATED", "bad": "ERROR", "hung": "TERMINATED"}
 
 
+@pytest.mark.parametrize(
+    ("where", "in_pods"), [((), False), (("--on", "kubernetes", "--image", "x"), True)]
+)
+def test_a_plan_for_pods_shares_no_driver(tune_restore, tmp_path, monkeypatch, where, in_pods):
+    seen = []
+
+    def restore(_store, _build_launcher, options, _progress):
+        seen.append(options.prepare.in_pods)
+        raise InvalidInputError("seen enough")
+
+    monkeypatch.setattr("airflow_tune_restore.cli.restore.restore_experiment", restore)
+    experiment = make_experiment(tmp_path / "x", [BAD])
+    assert tune_restore("restore", experiment, "--trainable", "m:t", *where)[0] == 2
+    assert seen == [in_pods]
+
+
 class Samples(Launcher):
     """Its runners end trials well; of the run that draws samples each test has its own end."""
 

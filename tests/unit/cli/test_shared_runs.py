@@ -86,11 +86,6 @@ def test_the_number_of_parallel_trials_is_a_limit_of_the_driver(store, run_all, 
     assert request.concurrent == at_once
 
 
-def test_pods_are_not_shared(store, run_all):
-    started = run_all(lambda *of: drive(store, *of), sized=True)
-    assert sorted(started) == [(name, 1) for name in TRIALS]
-
-
 def test_a_trial_that_failed_is_not_run_again(store, run_all, capsys):
     assert run_all(lambda *of: drive(store, *of, ends={"first": "failed"})) == [(DRIVER, 1)]
     assert "first | failed" in capsys.readouterr().err
