@@ -42,10 +42,11 @@ def train(config: dict[str, Any]) -> None:
 
 def make(directory: str, name: str, trials: int, repaired: str) -> None:
     """Run the sweep, several trials at a time."""
-    import ray
     from ray import tune
 
-    ray.init(num_cpus=8, include_dashboard=False)
+    from airflow_tune_restore.runner.ray_session import start  # tries again on a busy machine
+
+    start(address="local", num_cpus=8, include_dashboard=False)
     tune.Tuner(
         train,
         param_space={"number": tune.grid_search(list(range(trials))), "repaired": repaired},
