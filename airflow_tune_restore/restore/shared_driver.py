@@ -128,7 +128,9 @@ def leave_ended_driver(
         Why it runs alone from now on; "" if it waits on the desk for the next driver, or if that has it.
     """
     has_begun = AttemptRecords(store, restore_id, trial_id).has_begun(SHARED_ATTEMPT)
-    numbers = drivers(store, restore_id).numbers()  # after it: a later driver may just have begun it
+    numbers = drivers(
+        store, restore_id
+    ).numbers()  # after it: a later driver may just have begun it
     if ended is not None and max(numbers, default=0) > ended:
         return ""
     if has_begun:

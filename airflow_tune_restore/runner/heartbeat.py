@@ -55,7 +55,9 @@ class _Beats:
             self._store.create(self._key, self._next())
         except KeyExistsError:
             beat = read_heartbeat(self._store, self._key) or b""
-            if self._nonce.encode() not in beat:  # else it is ours: the answer to an earlier try was lost
+            if (
+                self._nonce.encode() not in beat
+            ):  # else it is ours: the answer to an earlier try was lost
                 raise FencedError(
                     f"{self.attempt} stopped: another runner of the same attempt has started."
                 ) from None
@@ -225,7 +227,7 @@ class Heartbeat:
                 look_until_fresh(self._store, self.check_or_end, self._looked_lately)
 
     def _looked_lately(self) -> float:
-        """Return when the last look began; one that knew less than all attempts in work does not count."""
+        """Return when the last look began that knew all attempts in work."""
         return self._looked_at if self._looked_at > self._joined_at else -math.inf
 
     def _run(self) -> None:

@@ -282,9 +282,7 @@ class SharedTraining(SharedContext):
     def _upload(self, work: Work) -> None:
         trained = work.trial.trained
         if trained.rows:
-            self.store.put(
-                f"{trained.files.trial_dir}/{layout.RESULT_FILE}", trained.rows.encode()
-            )
+            self.store.put(f"{trained.files.trial_dir}/{layout.RESULT_FILE}", trained.rows.encode())
 
     def _record_ended(self) -> None:
         for work in self.reader.works():
