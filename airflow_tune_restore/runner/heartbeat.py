@@ -21,7 +21,7 @@ from airflow_tune_restore.exceptions import KeyExistsError, LeaseLostError, Tune
 from airflow_tune_restore.protocol import layout, lease, lease_objects
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.kept_lease import FRESH_SECONDS, look_until_fresh
-from airflow_tune_restore.protocol.records import is_listed
+from airflow_tune_restore.protocol.records import is_listed, read_heartbeat
 from airflow_tune_restore.protocol.request import EXIT_FENCED, RunnerRequest
 from airflow_tune_restore.runner.outcome import now
 from airflow_tune_restore.storage.base import ObjectStore
@@ -54,9 +54,13 @@ class _Beats:
         try:
             self._store.create(self._key, self._next())
         except KeyExistsError:
-            raise FencedError(
-                f"{self.attempt} stopped: another runner of the same attempt has started."
-            ) from None
+            beat = read_heartbeat(self._store, self._key) or b""
+            if (
+                self._nonce.encode() not in beat
+            ):  # else it is ours: the answer to an earlier try was lost
+                raise FencedError(
+                    f"{self.attempt} stopped: another runner of the same attempt has started."
+                ) from None
 
     def write(self) -> None:
         """Write the next one."""
@@ -98,6 +102,7 @@ class Heartbeat:
         self._request = request
         self._own = _Beats(store, request)
         self._in_work: dict[str, _Beats] = {}
+        self._joining: dict[str, _Beats] = {}
         self._beating = threading.Lock()
         self._parent_pid = parent_pid
         self._before_end = before_end
@@ -141,18 +146,18 @@ class Heartbeat:
         """Write the first heartbeat of an attempt that this process runs, too, and go on with it.
 
         The next write of this process looks whether it may: the commit may have begun since the last
-        look, and have found no runner of this attempt.
+        look, and have found no runner of this attempt. After a StorageError, call it again.
 
         Raises:
             FencedError: If there is a newer attempt, or another runner of this one.
         """
-        beats = _Beats(self._store, request)
+        beats = self._joining.setdefault(request.trial_id, _Beats(self._store, request))
         beats.runs_since = now()  # a trial comes with its first attempt
         beats.check_newest()
         beats.create_first()
         beats.check_newest()
         with self._beating:
-            self._in_work[request.trial_id] = beats
+            self._in_work[request.trial_id] = self._joining.pop(request.trial_id)
             self._joined_at = time.monotonic()
 
     @contextlib.contextmanager

@@ -4,7 +4,14 @@ import pytest
 
 from airflow_tune_restore.protocol import attempts, lease
 from airflow_tune_restore.protocol.kept_lease import _KeptLease, look_until_fresh
-from airflow_tune_restore.restore import abandoned, claim, commit, committed_attempts, start
+from airflow_tune_restore.restore import (
+    abandoned,
+    claim,
+    commit,
+    committed_attempts,
+    shared_driver,
+    start,
+)
 from airflow_tune_restore.runner.heartbeat import Heartbeat
 from airflow_tune_restore.runner.tune import result_files
 from tests.simulation.airflow import TRIES
@@ -109,10 +116,10 @@ SCRIPTS = {
         seed=471198,
         sweep="one",
         pace=2.0,
-        nights=(Night(starts=0.0, meddlings=(Meddling("twice", "trial", 254.0),)),),
+        nights=(Night(starts=0.0, meddlings=(Meddling("twice", "trial", 260.0),)),),
         faults=(
             *(_silenced(FaultKind.DIES_AFTER),) * TRIES,
-            Fault(FaultKind.FREEZES, "commit", 25, seconds=31.0),
+            Fault(FaultKind.FREEZES, "commit", 19, seconds=31.0),
         ),
     ),
     "a runner that a commit took for dead ends, and is committed as it ended": Script(
@@ -155,6 +162,11 @@ SCRIPTS = {
             Fault(FaultKind.FREEZES, "plan", 2, "get", "*/commit.json", 5.0),
             Fault(FaultKind.DIES_BEFORE, "plan", 1, "put", "*/commit.json"),
         ),
+    ),
+    "a trial that a driver began during a look for drivers stays with it": Script(
+        seed=90040000004,
+        sweep="shared",
+        tail=0.05,
     ),
 }
 """By what holds now."""
@@ -230,6 +242,9 @@ MISTAKES = {
     ),
     "of two tries that commit what a restore left, the second finishes what the first began": (
         Edit(commit._begin, "if record is None or not _has_state(store, record):", "if True:"),
+    ),
+    "a trial that a driver began during a look for drivers stays with it": (
+        Edit(shared_driver.leave_ended_driver, "max(numbers, default=0) > ended", "not numbers"),
     ),
 }
 """The mistakes that random worlds show too seldom to be among the plants."""

@@ -395,6 +395,25 @@ def test_nor_does_one_that_is_seen_while_its_predecessor_leaves(store, driver, c
     assert codes == []
 
 
+def test_a_first_heartbeat_whose_answer_was_lost_is_its_own(store, driver, monkeypatch):
+    created = store.create
+
+    def lose_answer(key, body):
+        monkeypatch.setattr(store, "create", created)
+        created(key, body)
+        raise StorageError("the answer was lost")
+
+    monkeypatch.setattr(store, "create", lose_answer)
+    other = replace(REQUEST, trial_id="u")
+    with pytest.raises(StorageError):
+        driver.join(other)
+    with pytest.raises(FencedError, match="another runner"):
+        Heartbeat(store, DRIVER, None).join(other)
+    driver.join(other)
+    driver.beat()
+    assert beat(store, "u")["count"] == 3
+
+
 def test_after_it_took_a_trial_it_looks_for_a_commit_before_it_writes(store, driver, monkeypatch):
     """The commit may have begun since the last look, and have found no runner of this trial."""
     monkeypatch.setattr("os._exit", sys.exit)
