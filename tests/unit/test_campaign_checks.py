@@ -1,5 +1,6 @@
 """The campaign's judge finds what it is there to find: each kind of harm, done by hand."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from airflow_tune_restore.storage.memory import MemoryStore
 from campaigns.checks import Ended, find_losses
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
 from tests.support.records import leave_attempt, start_night
-from tests.support.storage.proxy import Write
+from tests.support.storage.proxy import Proxy, Write
 
 ROWS, TABLE = "dir/result.json", "dir/progress.csv"
 CHECKPOINT = "dir/checkpoint_00000{}/state.json"
@@ -121,3 +122,14 @@ HARM = {
 def test_harm_is_found(done, harm):
     HARM[harm](done)
     assert done.losses()
+
+
+def test_an_upload_whose_end_is_asked_for_twice_is_one_write():
+    """The answer to the first request is lost when somebody is killed after it."""
+    proxy = Proxy("http://127.0.0.1:1")
+    with proxy:
+        proxy._note("PUT checkpoint_000004/state.json?partNumber=1&uploadId=7", b"five")
+        proxy._note("POST checkpoint_000004/state.json?uploadId=7", b"<Complete/>")
+        proxy._note("POST checkpoint_000004/state.json?uploadId=7", b"<Complete/>")
+    (write,) = proxy.writes
+    assert write.sha256 == hashlib.sha256(b"five").hexdigest()

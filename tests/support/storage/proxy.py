@@ -110,6 +110,8 @@ class Proxy:
                 return
             if method == "POST" and upload:
                 parts = self._parts.pop(upload, {})
+                if not parts:
+                    return  # the answer was lost, and the client asks once more
                 body = b"".join(parts[number] for number in sorted(parts))
             elif method == "POST" or query:
                 return
