@@ -22,7 +22,7 @@ from airflow_tune_restore.experiments.examine import examine
 from airflow_tune_restore.experiments.experiment import recorded_tuner, samples_left
 from airflow_tune_restore.experiments.health import ExperimentReport, Health
 from airflow_tune_restore.experiments.index import build_row, encode_row
-from airflow_tune_restore.experiments.raw_row import MalformedStateError
+from airflow_tune_restore.experiments.raw_row import MalformedStateError, checkpoint_fields
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_choices
 from airflow_tune_restore.experiments.scan import scan
@@ -36,6 +36,7 @@ from airflow_tune_restore.experiments.state import (
 from airflow_tune_restore.experiments.state_summary import StateSummary, fingerprint
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.pickle_fields import PickleFields
 from airflow_tune_restore.protocol.pickle_reader import SymbolicError, read_pickle
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import PROGRESS_PREFIX, RunnerProgress, RunnerRequest
@@ -77,8 +78,9 @@ def state(rng: random.Random, lab: Lab) -> None:
         return
     assert [t.trial_id for t in by_pieces.trials] == [t.trial_id for t in parsed.trials]
     assert all(parsed.rows[trial_id] == row for trial_id, row in by_pieces.rows.items())
+    fields = checkpoint_fields()
     for trial in parsed.trials:
-        _touch(trial)
+        _touch(trial, fields)
     again = parse_state(encode_state(parsed.rows.values(), parsed.runner, parsed.stats))
     assert again.rows == parsed.rows
     assert [t.trial_id for t in again.trials] == [t.trial_id for t in parsed.trials]
@@ -91,9 +93,9 @@ def _parsed(parse: Callable[[], State]) -> State | None:
         return None
 
 
-def _touch(trial: Any) -> None:
+def _touch(trial: Any, fields: PickleFields) -> None:
     with contextlib.suppress(TuneRestoreError):
-        _ = trial.recorded_checkpoint
+        trial.recorded_checkpoint(fields)
     _ = trial.last_result, trial.resources, trial.is_finished
 
 
