@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Kept:
-    """Results and lines for the follower of one trial."""
+    """Reports and lines that the follower of one trial may read."""
 
     def __init__(self) -> None:
         self.reports: deque[RunnerProgress] = deque(maxlen=KEPT_REPORTS)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
-from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.exceptions import InvalidInputError, RunnerError
 from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.protocol.resources import describe, describe_bundles
 
@@ -116,11 +116,15 @@ class RoomWatch:
         """Warn about waiting trials without room; return the reason for each that has waited too long.
 
         Checks at most every `LOOK_SECONDS`.
+
+        Raises:
+            RunnerError: If the private Ray has died; its trials would wait for ever.
         """
         now = self._monotonic()
         if now < self._next_look:
             return {}
         self._next_look = now + LOOK_SECONDS
+        self.raise_if_ray_died(nodes)
         asked = waiting()
         there = nodes() if asked else []
         lost = [i for i, factory in asked.items() if there and not has_room(factory, there)]
@@ -136,6 +140,11 @@ class RoomWatch:
                 left = self._patience_seconds - waited
                 logger.warning("%s It waits for a larger node for at most %.0f s.", why, left)
         return given_up
+
+    def raise_if_ray_died(self, nodes: Callable[[], Sequence[Node]] = nodes) -> None:
+        """Raise a RunnerError if a private Ray has no node any more; a cluster may get another one."""
+        if not self._patience_seconds and not nodes():
+            raise RunnerError("the private Ray of this run has died")
 
     def _advice(self, waited: float) -> str:
         less = "Request less in the trainable (tune.with_resources)"

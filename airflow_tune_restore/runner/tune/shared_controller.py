@@ -241,9 +241,11 @@ class SharedController(GuardedController):
 
     def _record_ended(self) -> None:
         """Record the trials that have ended, and drop those that are recorded: others may follow."""
-        for work in self.context.reader.works():
-            if _has_ended(work) and not work.is_leaving:
-                self._begin_to_record(work)
+        ended = [w for w in self.context.reader.works() if _has_ended(w) and not w.is_leaving]
+        if ended:  # a trial that ended with its Ray has not failed, and goes on alone
+            self.context.room.raise_if_ray_died()
+        for work in ended:
+            self._begin_to_record(work)
         for work in [work for work in self.context.ended if work.is_over]:
             self.context.ended.remove(work)
             self._forget(work.trial)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from ray.tune import PlacementGroupFactory
 
-from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.exceptions import InvalidInputError, RunnerError
 from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.runner.room import PATIENCE, RoomWatch, has_room
 
@@ -93,8 +93,16 @@ def test_nobody_looks_more_often_than_every_few_seconds(clock):
 
 
 def test_a_cluster_that_shows_no_node_is_not_taken_for_one_without_room(clock):
-    watch = RoomWatch(0.0, "the cluster", clock)
+    watch = RoomWatch(150.0, "the cluster", clock)
     assert watch.look(lambda: {"t": group({"CPU": 1})}, list) == {}
+
+
+def test_a_private_ray_without_a_node_has_died(clock):
+    watch = RoomWatch(0.0, "the private Ray of this machine", clock)
+    assert watch.look(dict, lambda: [SMALL]) == {}
+    clock.now += 10
+    with pytest.raises(RunnerError, match="has died"):
+        watch.look(dict, list)
 
 
 def test_a_private_ray_gets_no_other_node_and_is_not_waited_for():
