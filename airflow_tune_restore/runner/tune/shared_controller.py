@@ -192,6 +192,7 @@ class SharedController(GuardedController):
     def _save(self) -> None:
         """Save the trials that Ray has marked since their last snapshots."""
         self.context.check_fence()
+        self._newly_ended()  # an end that came with the death of Ray is not saved
         self._save_trials(self._works(), with_files=True)
 
     def _put_snapshot(self) -> None:
@@ -241,14 +242,22 @@ class SharedController(GuardedController):
 
     def _record_ended(self) -> None:
         """Record the trials that have ended, and drop those that are recorded: others may follow."""
-        ended = [w for w in self.context.reader.works() if _has_ended(w) and not w.is_leaving]
-        if ended:  # a trial that ended with its Ray has not failed, and goes on alone
-            self.context.room.raise_if_ray_died()
-        for work in ended:
+        for work in self._newly_ended():
             self._begin_to_record(work)
         for work in [work for work in self.context.ended if work.is_over]:
             self.context.ended.remove(work)
             self._forget(work.trial)
+
+    def _newly_ended(self) -> list[Work]:
+        """Return the attempts that have ended by themselves since the last call of `_record_ended`.
+
+        Raises:
+            RunnerError: If the private Ray has died: its trials have not failed, and go on alone.
+        """
+        ended = [w for w in self.context.reader.works() if _has_ended(w) and not w.is_leaving]
+        if ended:
+            self.context.room.raise_if_ray_died()
+        return ended
 
     def _begin_to_record(self, work: Work) -> None:
         if work.trial not in self._trials:  # it could not be restored

@@ -4,10 +4,16 @@ import contextlib
 import os
 import signal
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from airflow_tune_restore.launch.process import _members
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.request import EXIT_FENCED, EXIT_FINISHED, EXIT_PAUSED
+from airflow_tune_restore.protocol.request import (
+    EXIT_FENCED,
+    EXIT_FINISHED,
+    EXIT_INTERRUPTED,
+    EXIT_PAUSED,
+)
 from airflow_tune_restore.restore.commit import commit_restore
 from tests.support.experiments.failed import save_rarely
 from tests.support.ray.quiet import wait_until_quiet, without_beats
@@ -48,6 +54,35 @@ def test_of_a_killed_driver_the_begun_trials_run_alone_and_the_next_driver_runs_
     assert (ran.request.attempt, ran.code) == (2, EXIT_FINISHED), ran.output
     assert sharing.iterations(sharing.plan.trial(begun[0]).trial_dir) == EVERY
     commit_restore(sharing.store, RESTORE_ID)
+
+
+def test_no_trial_has_failed_when_the_private_ray_of_its_driver_dies(copied, gate):
+    directory = copied("errored")
+    multiply(directory, 4)
+    sharing = Sharing(directory, "errored", env=gate.env)
+    sharing.hand_over(*sharing.trial_ids)
+    request, driver = sharing.start(concurrent=2)
+    eventually(lambda: len(sharing.reached(4)) == 2)
+    (raylet,) = (pid for pid in _members(driver.pid) if _name(pid) == "raylet")
+    os.kill(raylet, signal.SIGKILL)
+    ran = sharing.finish(request, driver)
+    assert ran.code == EXIT_INTERRUPTED, ran.output
+    begun = [t for t in sharing.trial_ids if sharing.has_begun(t)]
+    assert len(begun) == 2
+    for trial_id in begun:
+        outcome = sharing.outcome(trial_id)
+        assert (outcome.result, outcome.cause) == ("interrupted", ""), outcome
+        assert "the private Ray of this run has died" in outcome.error
+    gate.open()
+    ran = sharing.run_alone(begun[0])
+    assert (ran.request.attempt, ran.code) == (2, EXIT_FINISHED), ran.output
+    assert sharing.iterations(sharing.plan.trial(begun[0]).trial_dir) == EVERY
+
+
+def _name(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 def test_a_driver_that_thaws_when_one_of_its_trials_runs_elsewhere_writes_nothing_more(
