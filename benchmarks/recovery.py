@@ -1,7 +1,7 @@
 """A recovery of many failed trials beside `Tuner.restore(…).fit()`: here, on a cluster, and in Airflow.
 
     uv run python benchmarks/recovery.py [--k 8 32 128] [--kinds short longer] [--runs 3]
-        [--places local cluster airflow] [--store s3 disk] [--parallel-by-default N]
+        [--places local cluster airflow] [--store s3 disk] [--ways auto] [--parallel-by-default N]
 
 A real sweep in which all K trials failed after five of ten iterations is made once, and each run gets a
 copy of it. `short`: the other five iterations take 0.1 s each. `longer`: 4 s each, 20 s in all. Each
@@ -9,7 +9,8 @@ trial requests one CPU. The ways are taken in turn (A B C A B C …), and a line
 
 * `auto`: `tune-restore restore … --strategy auto`. `--parallel-by-default N` adds `--parallel N`.
 * `per trial`: the same with `--strategy per_trial --parallel 2`; on the cluster `--parallel 4`.
-* `Tuner.restore`: `Tuner.restore(…, resume_errored=True).fit()` in one script.
+* `Tuner.restore`: `Tuner.restore(…, resume_errored=True).fit()` in one script. Always taken; `--ways`
+  names the others to take.
 
 `local`: on this machine, with private Rays. `cluster`: on a real `ray start --head` with 4 CPUs, as Ray
 jobs (`--on ray`); `Tuner.restore` as one submitted job. The wall time is that of the whole command. The
@@ -387,6 +388,7 @@ def main() -> None:
     parser.add_argument("--places", nargs="+", choices=PLACES, default=PLACES)
     parser.add_argument("--store", nargs="+", choices=("s3", "disk"), default=["s3"])
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", help="the ways to take beside Tuner.restore; else all")
     parser.add_argument("--parallel-by-default", type=int, help="for `auto`; else its own default")
     options = parser.parse_args()
     adopt_orphans()
@@ -427,7 +429,11 @@ def take(
         for trials in options.k:
             if name.startswith("airflow") and trials > MOST_IN_AIRFLOW:
                 continue
-            figures: dict[str, list[Figure]] = {way: [] for way in place.ways}
+            figures: dict[str, list[Figure]] = {
+                way: []
+                for way in place.ways
+                if options.ways is None or way in (*options.ways, "Tuner.restore")
+            }
             for _ in range(options.runs):
                 for way, found in figures.items():
                     figure = measure(place, way, trials, KINDS[kind], experiments, without)
