@@ -189,6 +189,12 @@ class SharedController(GuardedController):
         work.ending = ending
         self.stop_alone(work.trial)
 
+    def checkpoint(self, force: bool = False, wait: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Save what has changed; in the last save of a run, for which Ray waits, all that is in work."""
+        if wait:
+            self._trials_to_cache.update(work.trial for work in self._works())
+        super().checkpoint(force=force, wait=wait)
+
     def _save(self) -> None:
         """Save the trials that Ray has marked since their last snapshots."""
         self.context.check_fence()

@@ -189,7 +189,10 @@ def test_a_script_whose_worker_has_died_is_stopped_and_may_save(running, tmp_pat
 def test_a_script_dies_at_once_with_a_runner_that_is_killed(running):
     """As a Ray job or the kernel kills it alone: nothing else would end the script."""
     sweep = running(WRITES)
-    command = sweep.launcher._run_command(sweep.request)  # not watched, as by the local launcher
+    key = layout.request_key(sweep.request.restore_id, layout.WHOLE_EXPERIMENT, 1)
+    # not watched, as by the local launcher
+    command = [sys.executable, "-m", "airflow_tune_restore.runner", "run"]
+    command += ["--experiment", sweep.request.experiment, "--request", key]
     runner = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     eventually((sweep.directory / "tick").exists)
     (group,) = sweep.group()

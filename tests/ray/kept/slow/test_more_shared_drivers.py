@@ -2,8 +2,9 @@
 
 import pytest
 
+from airflow_tune_restore.protocol.request import EXIT_FINISHED
 from tests.support.ray.compared import RESUMED, Case
-from tests.support.ray.sharing import assert_same_end
+from tests.support.ray.sharing import Sharing, assert_same_end
 
 CASES = [
     Case("fail again", "errored", RESUMED, healed=False),
@@ -21,3 +22,10 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_each_kind_ends_as_with_tuner_restore(hosts, copied, tmp_path, case):
     assert_same_end(hosts, copied, tmp_path, case)
+
+
+def test_a_driver_at_an_empty_desk_ends_after_a_while(hosts, copied):
+    sharing = Sharing(copied("two_errored"), "two_errored", hosts=hosts)
+    ran = sharing.run()
+    assert (ran.code, ran.outcome.result) == (EXIT_FINISHED, "finished"), ran.output
+    assert not any(map(sharing.has_begun, sharing.trial_ids))
