@@ -99,6 +99,8 @@ class Attempt:
             if self._context is not None:
                 self._context.close()
                 shutil.rmtree(self._context.staging, ignore_errors=True)
+        if self._context is not None:
+            self._context.record_rest(ending)
         self._record_once(ending)
         # last: Ray resets SIGTERM to its default action, and a second one may come at any time. Tune has
         # waited for the trial's actor to end (TuneController.cleanup, 2.60)
@@ -261,7 +263,8 @@ class Attempt:
         """End this process: it was asked to pause, and did not.
 
         Its actors end as when an attempt was overtaken (`Heartbeat.check_or_end`). What the trials have
-        reported is in storage; the newest snapshot counts.
+        reported is in storage; the newest snapshot counts. The trials of a shared driver get no outcomes
+        here: while they are written, others would still be trained.
         """
         ending = self._ending or self._paused(
             "it did not stop in time, and the newest snapshot counts"
@@ -271,12 +274,19 @@ class Attempt:
         )
         saved = self._context.saved_iteration if self._context is not None else None
         # in another thread: a store may hang, and so may an import that the main thread hangs in
-        writer = threading.Thread(target=self._record_once, args=(ending, saved), daemon=True)
+        writer = threading.Thread(target=self._try_to_record, args=(ending, saved), daemon=True)
         writer.start()
         writer.join(window.GRACE_SECONDS)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(EXIT_CODES[ending.result])
+
+    def _try_to_record(self, ending: Ending, iteration: int | None) -> None:
+        """Write the outcome, if the store lets it; without one the attempt counts as silent."""
+        try:
+            self._record_once(ending, iteration)
+        except (TuneRestoreError, OSError) as error:
+            logger.error("The outcome could not be written: %s", error)  # noqa: TRY400  expected
 
     def _record_once(self, ending: Ending, iteration: int | None = None) -> None:
         """Write the outcome, unless another thread has. `iteration` is as for `_record`."""
@@ -287,8 +297,6 @@ class Attempt:
 
     def _record(self, ending: Ending, *, iteration: int | None = None) -> None:
         """Write the outcome. `iteration` is the one that is saved, if the trial may have got further."""
-        if self._context is not None:
-            self._context.record_rest(ending)
         outcome = build_outcome(
             self._request,
             ending,

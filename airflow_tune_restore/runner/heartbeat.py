@@ -103,6 +103,7 @@ class Heartbeat:
         self._own = _Beats(store, request)
         self._in_work: dict[str, _Beats] = {}
         self._joining: dict[str, _Beats] = {}
+        self._leaving: dict[str, _Beats] = {}
         self._beating = threading.Lock()
         self._parent_pid = parent_pid
         self._before_end = before_end
@@ -162,24 +163,29 @@ class Heartbeat:
 
     @contextlib.contextmanager
     def leaving(self, request: RunnerRequest) -> Iterator[None]:
-        """Write no more heartbeats of an attempt, because the block writes its outcome.
+        """End the heartbeats of an attempt with the block, which writes its outcome.
 
-        A newer attempt may follow that outcome, and does not end this process. If the block fails, the
-        heartbeats go on.
+        A newer attempt may follow that outcome, and does not end this process. A store may take long to
+        write it, so the heartbeats go on meanwhile, and after the block if it fails.
         """
         with self._beating:
             beats = self._in_work.pop(request.trial_id, None)
+            if beats is not None:
+                self._leaving[request.trial_id] = beats
         try:
             yield
         except BaseException:
             if beats is not None:
                 self._in_work[request.trial_id] = beats
             raise
+        finally:
+            self._leaving.pop(request.trial_id, None)
 
     def beat(self) -> None:
         """Write one heartbeat of each attempt."""
         with self._beating:
-            for_each(_Beats.write, [self._own, *self._in_work.values()])
+            beats = [self._own, *self._in_work.values(), *self._leaving.values()]
+            for_each(_Beats.write, beats)
 
     def check(self) -> None:
         """Raise if this attempt must stop; otherwise renew the lease."""

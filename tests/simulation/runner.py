@@ -230,6 +230,9 @@ class Training:
     def close(self) -> None:
         pass
 
+    def record_rest(self, ending: Ending) -> None:
+        pass
+
     def prepare(self, trained: Trained) -> None:
         """Choose the start, and drop the rows that come again (`prepare_files`)."""
         files, request = trained.files, trained.request
