@@ -54,4 +54,4 @@ def test_there_is_no_thread_and_no_sleep():
     with simulating(), mock.patch.object(time, "sleep", side_effect=AssertionError("it sleeps")):
         for seed in SEEDS:
             simulate(draw_script(seed))
-            assert threading.active_count() == before
+            assert threading.active_count() <= before
