@@ -147,53 +147,58 @@ COMMIT = [
 SETTLE = [*PLAN, *COMMIT, *_writes("operator", ("lease re-entered", r"PUT .*heartbeat\.json", 1))]
 
 
+_SNAPSHOT = r"PUT .*attempts/.*/state\.json"
+_BEAT = r"PUT .*attempts/.*heartbeat\.json"
+
+
 def _real_point(rng: random.Random) -> Point:
     """Draw where a chain with a real runner is hit."""
-    victim = rng.choice(["runner", "runner", "runner", "node", "operator"])
-    snapshot = r"PUT .*attempts/.*/state\.json"
-    kind = rng.choice(["start", "training", "training", "write", "write", "write"])
-    if kind == "start":
-        beat = r"PUT .*attempts/.*heartbeat\.json"
-        return Point("start", victim, "moment", beat, 1, rng.uniform(0, 9))
-    if kind == "training":
-        return Point("training", victim, "moment", snapshot, 1, rng.uniform(0, 6))
-    label, pattern, most = rng.choice(
+    return _draw_point(
+        rng,
+        ["runner", "runner", "runner", "node", "operator"],
+        ["start", "training", "training", "write", "write", "write"],
         [
             ("checkpoint", r"(PUT|POST) .*checkpoint_\d+/", 6),
             ("checkpoint", r"(PUT|POST) .*checkpoint_\d+/", 6),
             ("result.json", r"(PUT|POST) .*/result\.json", 6),
-            ("snapshot", snapshot, 4),
+            ("snapshot", _SNAPSHOT, 4),
             ("outcome", r"PUT .*outcome\.json", 1),
-            ("beat", r"PUT .*attempts/.*heartbeat\.json", 3),
-        ]
+            ("beat", _BEAT, 3),
+        ],
     )
-    return Point(label, victim, rng.choice([INSIDE, AFTER]), pattern, rng.randint(1, most))
 
 
 def _shared_point(rng: random.Random) -> Point:
     """Draw where a chain is hit whose trials share a driver."""
-    victim = rng.choice(["runner", "runner", "node", "ray", "operator", "operator"])
-    snapshot = r"PUT .*attempts/.*/state\.json"
-    kind = rng.choice(["start", "training", "write", "write", "write", "write"])
-    if kind == "start":
-        beat = r"PUT .*attempts/.*heartbeat\.json"
-        return Point("start", victim, "moment", beat, 1, rng.uniform(0, 9))
-    if kind == "training":
-        return Point("training", victim, "moment", snapshot, 1, rng.uniform(0, 6))
-    label, pattern, most = rng.choice(
+    return _draw_point(
+        rng,
+        ["runner", "runner", "node", "ray", "operator", "operator"],
+        ["start", "training", "write", "write", "write", "write"],
         [
             ("handing over", r"PUT .*desk/.*run\.json", 1),
             ("request", r"PUT .*request\.json", 3),
-            ("beat", r"PUT .*attempts/.*heartbeat\.json", 6),
+            ("beat", _BEAT, 6),
             ("row count", r"PUT .*start-.*\.json", 2),
             ("checkpoint", r"(PUT|POST) .*checkpoint_\d+/", 8),
             ("result.json", r"(PUT|POST) .*/result\.json", 8),
-            ("snapshot", snapshot, 6),
+            ("snapshot", _SNAPSHOT, 6),
             ("outcome", r"PUT .*outcome\.json", 3),
             ("progress", r"PUT .*attempts/.*progress\.json", 4),
             ("clearing of the desk", r"DELETE .*desk/|POST .*[?&]delete", 2),
-        ]
+        ],
     )
+
+
+def _draw_point(
+    rng: random.Random, victims: list[str], kinds: list[str], writes: list[tuple[str, str, int]]
+) -> Point:
+    """Draw a point of a chain with real runners; the order of the draws belongs to each seed."""
+    victim, kind = rng.choice(victims), rng.choice(kinds)
+    if kind == "start":
+        return Point("start", victim, "moment", _BEAT, 1, rng.uniform(0, 9))
+    if kind == "training":
+        return Point("training", victim, "moment", _SNAPSHOT, 1, rng.uniform(0, 6))
+    label, pattern, most = rng.choice(writes)
     return Point(label, victim, rng.choice([INSIDE, AFTER]), pattern, rng.randint(1, most))
 
 
