@@ -146,7 +146,10 @@ class TrialRuns:
                 has_broken = outcome is None or outcome.result == Result.INTERRUPTED
             with self._errors_logged(layout.SHARED_DRIVER):
                 records = RestoreRecords(self._store, self._plan.restore_id)
-                left = [unit for unit in handed if not self._has_begun(records, unit)]
+                begun = {unit for unit in handed if _has_begun(records, unit)}
+                left = [unit for unit in handed if unit not in begun]
+                for unit in filter(begun.__contains__, handed):
+                    self._leave_driver(records, unit)
             broken += has_broken
             # without an end of its own a driver may have had bad luck; any other end would come again
             if left == handed and not (has_broken and broken < MOST_BROKEN):
@@ -167,12 +170,9 @@ class TrialRuns:
                 return True
         return False
 
-    def _has_begun(self, records: RestoreRecords, unit: str) -> bool:
-        """Whether a driver has begun a trial. Show how it ended, unless it goes on alone."""
-        of_trial = records.of(unit)
-        outcome = of_trial.outcome(SHARED_ATTEMPT)
-        if outcome is None and not of_trial.has_begun(SHARED_ATTEMPT):
-            return False
+    def _leave_driver(self, records: RestoreRecords, unit: str) -> None:
+        """Show how a trial ended that a driver had begun, unless it goes on alone."""
+        outcome = records.of(unit).outcome(SHARED_ATTEMPT)
         if outcome is None:
             why = "its shared driver died"
             record_lost(self._store, self._plan.restore_id, unit, why)
@@ -183,7 +183,6 @@ class TrialRuns:
         else:
             self._ended.add(unit)
             self._progress.end(unit, outcome)
-        return True
 
     def _run(self, unit: str) -> None:
         """Run a trial, or the whole experiment, to its end. Outcome records hold how it ended."""
@@ -272,6 +271,12 @@ class TrialRuns:
             self._progress.say(printable(str(error), NOTE_LENGTH))
         except TuneRestoreError as error:
             _log_error(unit, str(error))
+
+
+def _has_begun(records: RestoreRecords, unit: str) -> bool:
+    """Whether a shared driver has begun a trial, or has ended it."""
+    of_trial = records.of(unit)
+    return of_trial.has_begun(SHARED_ATTEMPT) or of_trial.outcome(SHARED_ATTEMPT) is not None
 
 
 def _log_error(unit: str, error: str) -> None:
