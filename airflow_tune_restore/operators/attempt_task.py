@@ -84,7 +84,7 @@ class AttemptTask:
 
     @property
     def shares_driver(self) -> bool:
-        """Whether the plan lets the trial share a driver with others, of which it does not depend."""
+        """Whether the plan lets the trial share a driver with others, on which it does not depend."""
         is_trial = self.trial_id not in layout.RUNS_OF_MANY
         return is_trial and self.plan.trial(self.trial_id).shares_driver
 

@@ -66,6 +66,9 @@ def _is_able(trial: TrialPlan, plan: RestorePlan) -> bool:
 def seconds_left(experiment: Experiment, trials: list[TrialPlan]) -> dict[str, float]:
     """Return how long each of these trials still runs, by trial id; infinite if nothing tells.
 
+    `restore.estimate` reads each row for its figures, which every plan of 10,000 trials would pay. These
+    come from what every plan has read, and from one row.
+
     It runs to the iteration that `stop` names, else to the one that the trials reached that finished. If
     nothing names an end, it runs as long again as it has run so far. One that never reported takes as
     long as the others took.

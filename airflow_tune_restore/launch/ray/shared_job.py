@@ -6,8 +6,8 @@ Unlike a job of a trial, it has two numbers: the driver's, and that of the trial
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 from airflow_tune_restore.exceptions import RecordUnreadableError, RunnerError
 from airflow_tune_restore.launch.ray.attempt_job import Attached, RayAttemptJob
@@ -38,6 +38,11 @@ class SharedDriverJob(RayAttemptJob):
 
     _was_stopped_here: bool = field(default=False, init=False)
     _is_handed_over: bool = field(default=False, init=False)  # and its task follows no job yet
+
+    @classmethod
+    def beside(cls, own: RayAttemptJob) -> Self:
+        """Return the job of the shared driver for the trial of a job of its own."""
+        return cls(**{of.name: getattr(own, of.name) for of in fields(RayAttemptJob) if of.init})
 
     @property
     def unit(self) -> str:

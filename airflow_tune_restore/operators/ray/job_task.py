@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk import Context
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask
 
 
-_Job = TypeVar("_Job", bound=RayAttemptJob)
-
 _STATE_KEY = "ray_job"
 """Key in Airflow's task state store."""
 
@@ -32,7 +30,7 @@ class RayJobTask:
     def __init__(self, operator: "AttemptOperator", task: "AttemptTask") -> None:
         self._operator = operator
         self._task = task
-        self._own_job = _build_job(operator, task, RayAttemptJob)
+        self._own_job = _build_job(operator, task)
         self._job = self._own_job  # the one that is followed
 
     @staticmethod
@@ -54,7 +52,10 @@ class RayJobTask:
         restore_id = operator.find_restore(context)
         if restore_id is not None:
             task = RayJobTask(operator, operator.open_task(restore_id))
-            if task._task.shares_driver and (shared := task._shared_job()).is_followed:
+            if (
+                task._task.shares_driver
+                and (shared := SharedDriverJob.beside(task._own_job)).is_followed
+            ):
                 task._job = shared
             task._job.stop_newest()
 
@@ -76,7 +77,7 @@ class RayJobTask:
         """
         self._task.renew_lease(self._operator)
         if self._task.shares_driver:
-            self._job = shared = self._shared_job()
+            self._job = shared = SharedDriverJob.beside(self._own_job)
             self._job = shared if shared.hand_over() else self._own_job
         attached = self._job.submit_or_attach(self._remembered_attempt(context))
         self._remember(context, attached)
@@ -89,16 +90,13 @@ class RayJobTask:
     def get_job_result(self, event: Mapping[str, Any]) -> RunnerOutcome | None:
         """Return the outcome after a trigger has fired; None if the next attempt is to be run at once."""
         if driver := int(event.get("driver", 0)):
-            self._job = self._shared_job()
+            self._job = SharedDriverJob.beside(self._own_job)
             return self._job.get_job_result(driver, event)
         return self._job.get_job_result(int(event["attempt"]), event)
 
     def stop(self) -> None:
         """Stop the job, so that it saves a snapshot; in a shared run, stop this trial alone."""
         self._job.stop()
-
-    def _shared_job(self) -> SharedDriverJob:
-        return _build_job(self._operator, self._task, SharedDriverJob)
 
     def _defer(self, attached: Attached) -> NoReturn:
         job, operator = self._job, self._operator
@@ -147,10 +145,10 @@ class RayJobTask:
         return 0
 
 
-def _build_job(operator: "AttemptOperator", task: "AttemptTask", cls: type[_Job]) -> _Job:
+def _build_job(operator: "AttemptOperator", task: "AttemptTask") -> RayAttemptJob:
     hook = RayJobsHook(str(operator.ray_conn_id))
     public_env = task.experiment.hook.public_env(task.experiment.address)
-    return cls(
+    return RayAttemptJob(
         jobs=hook.jobs(),
         store=task.store,
         plan=task.plan,
