@@ -3,6 +3,7 @@
 Prefix: the Param `prefix`. Its default is TUNE_RESTORE_PREFIX in the environment, else the Airflow
 Variable `tune_restore_prefix`. An address may name a connection: `s3://conn_id@bucket/path`.
 As written, the DAG restores the experiments of `example_sweep.py`. Put your own trainable into the Param.
+With the Param `experiment`, a run restores this experiment alone. The page "Tune experiments" uses it.
 
 Launcher: the Param `launcher`. Its default is TUNE_RESTORE_LAUNCHER in the environment, else the Airflow
 Variable `tune_restore_launcher`, else `local` (this worker). With `ray`, the connection
@@ -31,6 +32,11 @@ with DAG(
     doc_md=__doc__,
     tags=["ray", "tune"],
     params={
+        "experiment": Param(
+            "",
+            type="string",
+            description="Address of one experiment. Empty: all below the prefix.",
+        ),
         "prefix": Param(
             os.environ.get("TUNE_RESTORE_PREFIX", ""),
             type="string",
@@ -55,7 +61,8 @@ with DAG(
     },
 ):
     TuneRestoreTaskGroup(
-        prefix="{{ params.prefix or var.value.get('tune_restore_prefix', '') }}",
+        prefix="{{ params.experiment or params.prefix"
+        " or var.value.get('tune_restore_prefix', '') }}",
         trainable="{{ params.trainable }}",
         launcher="kubernetes"
         if IN_PODS

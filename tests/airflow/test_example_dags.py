@@ -4,6 +4,7 @@ import pytest
 
 from tests.support import ROOT
 from tests.support.airflow.dag_test import register, run, run_example
+from tests.support.experiments.built import make_experiment, make_row
 from tests.support.experiments.sweeps import copy_sweep
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -39,6 +40,16 @@ def test_nightly_recovery_without_anything_to_do_succeeds_and_says_so(tmp_path, 
     }
     assert f"Nothing to restore under {tmp_path}" in done.log
     assert "Nothing to commit: the plan was given no experiment." in done.log
+
+
+def test_nightly_recovery_of_one_experiment_looks_at_nothing_else(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_VAR_TUNE_RESTORE_PREFIX", str(tmp_path))
+    copy_sweep("errored", tmp_path / "errored")
+    finished = make_experiment(tmp_path / "all_done", [make_row("t")])
+    done = run_example("nightly_recovery", capfd, experiment=str(finished))
+    assert done.states["restore.plan"] == ["skipped"]
+    assert f"Nothing to restore under {finished}" in done.log
+    assert "1 experiment; 1 finished" in done.log
 
 
 def test_without_any_prefix_the_first_task_says_what_is_missing(capfd):
