@@ -32,6 +32,8 @@ class Airflow:
         url: Where the API server for us listens.
         process: The `airflow standalone` process.
         env: What all its processes have in their environment.
+        python: The interpreter that has Airflow.
+        admin: Name and password of an admin; None where everybody is one.
     """
 
     def __init__(
@@ -41,12 +43,16 @@ class Airflow:
         url: str,
         process: "subprocess.Popen[bytes]",
         env: dict[str, str],
+        python: str = sys.executable,
+        admin: tuple[str, str] | None = None,
     ) -> None:
         self.home = home
         self.dags = dags
         self.url = url
         self.process = process
         self._env = env
+        self._python = python
+        self._admin = admin
         self.started: list[subprocess.Popen[bytes]] = []
         self._token = ""
 
@@ -59,7 +65,7 @@ class Airflow:
         with (self.home / "standalone.log").open("ab") as log:
             self.started.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "airflow", *command],
+                    [self._python, "-m", "airflow", *command],
                     env=self._env,
                     stdout=log,
                     stderr=log,
@@ -87,10 +93,21 @@ class Airflow:
                 health = self.call("GET", "/api/v2/monitor/health")
                 parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
                 if all(health[part]["status"] == "healthy" for part in parts):
-                    self._token = self.call("GET", "/auth/token")["access_token"]
+                    self._token = self._log_in()
                     return
             time.sleep(0.5)
         raise RuntimeError(f"Airflow did not come up:\n{self.log_tail()}")
+
+    def token_of(self, name: str, password: str) -> str:
+        """Return the token of a user."""
+        return self.call("POST", "/auth/token", {"username": name, "password": password})[
+            "access_token"
+        ]
+
+    def _log_in(self) -> str:
+        if self._admin is not None:
+            return self.token_of(*self._admin)
+        return self.call("GET", "/auth/token")["access_token"]
 
     def connect(self, conn_id: str, connection: Mapping[str, Any]) -> None:
         """Add a connection, or change it, as a user would: its secrets lie encrypted in the database."""
@@ -289,11 +306,22 @@ class Airflow:
 
 
 @contextlib.contextmanager
-def airflow(home: Path, dags: Path = ROOT / "dags", **extra: str) -> Iterator[Airflow]:
-    """Run Airflow in `home` with the DAGs of a folder, and end it."""
+def airflow(
+    home: Path,
+    dags: Path = ROOT / "dags",
+    *,
+    python: str = sys.executable,
+    path: str = "",
+    admin: tuple[str, str] | None = None,
+    **extra: str,
+) -> Iterator[Airflow]:
+    """Run Airflow in `home` with the DAGs of a folder, and end it.
+
+    `path` is that of its base URL. The rest is as in `Airflow`; `extra` goes into the environment.
+    """
     home.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    url = f"http://localhost:{port}"
+    url = f"http://localhost:{port}{path}"
     for_us = free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     env |= {
@@ -301,7 +329,7 @@ def airflow(home: Path, dags: Path = ROOT / "dags", **extra: str) -> Iterator[Ai
         "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__PARALLELISM": "4",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": str(admin is None),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
         # SQLite gives up a lock after 5 s, and none of the processes would ask again
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db?timeout=120",
@@ -323,12 +351,12 @@ def airflow(home: Path, dags: Path = ROOT / "dags", **extra: str) -> Iterator[Ai
         "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
         "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "300",
         "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "360",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}",
         **extra,
     }
     with (home / "standalone.log").open("ab") as log:  # all its parts append to it
         process = subprocess.Popen(
-            [sys.executable, "-m", "airflow", "standalone"],
+            [python, "-m", "airflow", "standalone"],
             env=env,
             stdout=log,
             stderr=log,
@@ -336,7 +364,8 @@ def airflow(home: Path, dags: Path = ROOT / "dags", **extra: str) -> Iterator[Ai
             # a background job of a shell ignores SIGINT, and so would its children
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
-        running = Airflow(home, dags, f"http://localhost:{for_us}", process, env)
+        ours = f"http://localhost:{for_us}{path}"
+        running = Airflow(home, dags, ours, process, env, python, admin)
         try:
             running.wait_for_database()
             running.start("api-server", "--apps", "core", "--port", str(for_us))
