@@ -56,6 +56,11 @@ class Airflow:
         self.started: list[subprocess.Popen[bytes]] = []
         self._token = ""
 
+    @property
+    def base(self) -> str:
+        """Its base URL, of the server that its tasks use, too: the UI's links lead there."""
+        return self._env["AIRFLOW__API__BASE_URL"]
+
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """Call the REST API (v2) and return the decoded answer."""
         return rest.call(f"{self.url}{path}", self._token, method=method, body=body)
@@ -88,7 +93,7 @@ class Airflow:
             if self.process.poll() is not None:
                 break
             with contextlib.suppress(OSError, KeyError, ValueError):
-                for server in (self._env["AIRFLOW__API__BASE_URL"], self.url):
+                for server in (self.base, self.url):
                     rest.call(f"{server}/api/v2/version", patience=0)
                 health = self.call("GET", "/api/v2/monitor/health")
                 parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
