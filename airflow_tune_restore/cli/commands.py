@@ -6,6 +6,7 @@ import io
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
@@ -273,8 +274,8 @@ def undo(
     output.print_undone(undone, as_json=as_json)
 
 
-def run() -> None:
-    """Run the command line; an error of this package is one sentence on stderr."""
+def run(arguments: Sequence[str] | None = None, *, program: str | None = None) -> None:
+    """Run a command line, that of the process by default; an error of this package is one sentence."""
     ending = _Ending()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -282,7 +283,7 @@ def run() -> None:
     gc.disable()  # a short process with many small values and few cycles
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        app(obj=ending)
+        app(arguments, prog_name=program, obj=ending)
     except TuneRestoreError as error:
         output.print_error(error)
         sys.exit(EXIT_BUSY if isinstance(error, BUSY) else EXIT_REFUSED)
