@@ -72,7 +72,10 @@ _CONFIG: dict[str, Any] = {
                 "trials, undo commits, and restore an experiment, which starts a run of it.",
             ),
             "cache_seconds": _option(
-                "integer", "30", None, "How many seconds the page shows a list before it looks again."
+                "integer",
+                "30",
+                None,
+                "How many seconds the page shows a list before it looks again.",
             ),
             "stale_after": _option(
                 "integer",

@@ -27,7 +27,9 @@ class _AllArguments(Arg):
     """All arguments of a command, options among them, as they were given."""
 
     def __init__(self) -> None:
-        super().__init__(flags=("arguments",), nargs=argparse.REMAINDER)
+        super().__init__(  # type: ignore[no-untyped-call]
+            flags=("arguments",), nargs=argparse.REMAINDER
+        )
 
     def add_to_parser(self, parser: argparse.ArgumentParser) -> None:
         """Add this to the parser of a command, which then reads no option by itself, not even --help."""

@@ -1,10 +1,10 @@
 """Who may do what. Every route of the page declares one of these, and a test walks all routes.
 
-Reading needs the permission to read runs of the recovery DAG, and acting that to start runs of it: who may
-run that DAG may do by hand what it does. Airflow's auth manager decides, with the team of the DAG.
+Reading needs the permission to read runs of the recovery DAG, and acting that to start runs of it: who
+may run that DAG may do by hand what it does. Airflow's auth manager decides, with the team of the DAG.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
@@ -28,19 +28,13 @@ def places_of(request: Request) -> Places:
 def may_read(request: Request, user: GetUserDep) -> None:
     """Let a user pass who may read runs of the recovery DAG."""
     dag_id = places_of(request).settings.recovery_dag_id
-    try:
-        requires_access_dag("GET", DagAccessEntity.RUN, dag_id)(request, user)
-    except HTTPException as error:
-        raise _explained(error, f"This page needs the permission to read runs of the DAG {dag_id}")
+    _require(request, user, "GET", DagAccessEntity.RUN, dag_id, "read runs")
 
 
 def may_act(request: Request, user: GetUserDep) -> None:
     """Let a user pass who may start runs of the recovery DAG."""
     dag_id = places_of(request).settings.recovery_dag_id
-    try:
-        requires_access_dag("POST", DagAccessEntity.RUN, dag_id)(request, user)
-    except HTTPException as error:
-        raise _explained(error, f"This needs the permission to start runs of the DAG {dag_id}")
+    _require(request, user, "POST", DagAccessEntity.RUN, dag_id, "start runs")
 
 
 def may_read_xcoms(
@@ -48,10 +42,7 @@ def may_read_xcoms(
 ) -> None:
     """Let a user pass who may also read the XComs of the DAG that is asked for."""
     may_read(request, user)
-    try:
-        requires_access_dag("GET", DagAccessEntity.XCOM, dag_id)(request, user)
-    except HTTPException as error:
-        raise _explained(error, f"This needs the permission to read XComs of the DAG {dag_id}")
+    _require(request, user, "GET", DagAccessEntity.XCOM, dag_id, "read XComs")
 
 
 def can_act(request: Request, user: BaseUser) -> bool:
@@ -63,11 +54,22 @@ def can_act(request: Request, user: BaseUser) -> bool:
     return True
 
 
-def _explained(error: HTTPException, sentence: str) -> HTTPException:
-    if error.status_code != FORBIDDEN:
-        return error
-    text = f"{printable(sentence)}. Ask an administrator of Airflow for it."
-    return HTTPException(FORBIDDEN, text)
+def _require(
+    request: Request,
+    user: BaseUser,
+    method: Literal["GET", "POST"],
+    entity: DagAccessEntity,
+    dag_id: str,
+    what: str,
+) -> None:
+    """Ask Airflow for a permission (HTTPException 403 with a sentence for the user without it)."""
+    try:
+        requires_access_dag(method, entity, dag_id)(request, user)
+    except HTTPException as error:
+        if error.status_code != FORBIDDEN:
+            raise
+        sentence = f"This needs the permission to {what} of the DAG {printable(dag_id)}. Ask an "
+        raise HTTPException(FORBIDDEN, f"{sentence}administrator of Airflow for it.") from None
 
 
 Reading = Depends(may_read)

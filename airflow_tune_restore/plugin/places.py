@@ -1,4 +1,4 @@
-"""The configured prefixes, and the experiments below them. A browser names a label and a path, no place."""
+"""The configured prefixes, and the experiments below them. A browser names a label and a path only."""
 
 import threading
 import time
@@ -80,18 +80,20 @@ class Places:
         address = self.settings.prefixes.get(prefix)
         if address is None:
             raise HTTPException(
-                NOT_FOUND, f"No prefix named {printable(prefix, 80)!r} is configured. Reload the page."
+                NOT_FOUND,
+                f"No prefix named {printable(prefix, 80)!r} is configured. Reload the page.",
             )
         return address
 
     def place(self, prefix: str, path: str) -> Place:
-        """Return the experiment at a path below a prefix, unread (HTTPException 404 if it cannot be one)."""
+        """Return the experiment at a path below a prefix, unread (HTTPException 404 for a wrong path)."""
         address = self.address(prefix)
         if not path:
             return Place(prefix, path, address)
         if not is_path(path):
             raise HTTPException(
-                NOT_FOUND, f"{printable(path)!r} cannot be the path of an experiment. Reload the list."
+                NOT_FOUND,
+                f"{printable(path)!r} cannot be the path of an experiment. Reload the list.",
             )
         return Place(prefix, path, address.at(str(Location.parse(address.uri).at(path))))
 
@@ -113,7 +115,8 @@ class Places:
         if not is_experiment(store.list_dir()):
             self._known.pop(place, None)
             raise HTTPException(
-                NOT_FOUND, f"{printable(str(place.address))} is not an experiment (any more). Go back."
+                NOT_FOUND,
+                f"{printable(str(place.address))} is not an experiment (any more). Go back.",
             )
         if len(self._known) >= _REMEMBERED:
             self._known.clear()

@@ -39,7 +39,9 @@ class LazyApp:
         """Pass a request on."""
         if self._app is None:
             # in a thread: it takes a second, and the api-server has other requests to answer
-            module = await asyncio.to_thread(importlib.import_module, "airflow_tune_restore.plugin.app")
+            module = await asyncio.to_thread(
+                importlib.import_module, "airflow_tune_restore.plugin.app"
+            )
             self._app = self._app or module.create_app()
         await self._app(scope, receive, send)
 

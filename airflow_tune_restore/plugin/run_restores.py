@@ -81,7 +81,7 @@ def _trial_of(item: tuple[Any, int] | None, outcomes: OutcomeList) -> TrialXCom 
         listed = unpack(_decoded(item[0]))
         found = listed[item[1]] if isinstance(listed, list) and item[1] < len(listed) else None
         if is_reference(found):
-            return find_trial(found, outcomes)
+            return find_trial(str(found), outcomes)
         return TrialXCom.parse(found)
     except InvalidInputError:
         return None

@@ -92,7 +92,7 @@ def _number(key: str, default: int, problems: list[str]) -> int:
 
 
 def _parse_prefixes(text: str, problems: list[str]) -> dict[str, Address]:
-    """Parse the JSON object of labels and addresses. Nothing of a wrong text is shown: it may be secret."""
+    """Parse the JSON object of labels and addresses. A wrong text is not shown: it may be a secret."""
     if not text.strip():
         return {}
     try:
@@ -101,7 +101,8 @@ def _parse_prefixes(text: str, problems: list[str]) -> dict[str, Address]:
         values = None
     if not isinstance(values, dict):
         problems.append(
-            f"[{SECTION}] prefixes is not a JSON object of labels and addresses. Write it like {_EXAMPLE}."
+            f"[{SECTION}] prefixes is not a JSON object of labels and addresses. Write it like "
+            f"{_EXAMPLE}."
         )
         return {}
     found = {}

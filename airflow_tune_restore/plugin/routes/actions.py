@@ -1,4 +1,4 @@
-"""Release and undo. "Restore now" needs no route: the browser starts the DAG through Airflow's own API."""
+"""Release and undo. "Restore now" needs no route: the browser starts the DAG through Airflow's API."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -22,7 +22,7 @@ _NAME, _PATH, _HOLDER = 1000, 10_000, 100
 
 
 def takes_json(request: Request) -> None:
-    """Refuse a body that is not declared as JSON: a form of another site could send it, with the cookie."""
+    """Refuse a body that is not declared as JSON: a form of another site can send it, with the cookie."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(_UNSUPPORTED_MEDIA, "Send the body as application/json.")
@@ -75,9 +75,7 @@ async def undo(request: Request, body: UndoBody, user: GetUserDep) -> Response:
     return await _act(request, body, act)
 
 
-async def _act(
-    request: Request, body: _Body, act: Callable[[ObjectStore, Place], str]
-) -> Response:
+async def _act(request: Request, body: _Body, act: Callable[[ObjectStore, Place], str]) -> Response:
     """Act on an experiment, and have the list that it is in made anew."""
     places = places_of(request)
     place = places.place(body.prefix, body.path)

@@ -1,4 +1,4 @@
-"""What a DAG run has restored, by the XComs of its plan tasks. For the tabs on runs and task instances."""
+"""The restores of a DAG run, by the XComs of its plan tasks: for the tabs on runs and task instances."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
