@@ -144,6 +144,13 @@ class Keep:
             return None
         return RawRow(*(raw.copy() for raw in pair))  # a copy does not keep its whole piece
 
+    def without_row(self, trial: Trial, pair: tuple[msgspec.Raw, msgspec.Raw]) -> Trial:
+        """Return a trial whose row is not kept, with what is read of the row before."""
+        if not (self.shown or self.parameters):
+            return trial
+        # only a state that is compared with another one needs marks
+        return shown_of(trial, RawRow(*pair), self.metric, is_marked=self.shown)
+
 
 KEEP_ALL = Keep()
 KEEP_UNTERMINATED = Keep(terminated_rows=False)
@@ -179,10 +186,9 @@ def parse_pieces(pieces: Iterable[bytes], keep: Keep = KEEP_ALL) -> State:
             if (row := keep.row_of(trial, pair)) is not None:
                 rows[trial.trial_id] = row
                 trial = msgspec.structs.replace(trial, row=row)
-            elif keep.shown or keep.parameters:
+            else:
                 with bounded_json.alone(size):
-                    # only a state that is compared with another one needs marks
-                    trial = shown_of(trial, RawRow(*pair), keep.metric, is_marked=keep.shown)
+                    trial = keep.without_row(trial, pair)
             if collected is not None:
                 with bounded_json.alone(size):
                     collected.add(trial, RawRow(*pair))

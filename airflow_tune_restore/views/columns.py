@@ -36,7 +36,7 @@ RAY_FIELDS = frozenset(
         "time_total_s timestamp timesteps_since_restore timesteps_total training_iteration trial_id"
     ).split()
 )
-"""What Ray adds to each result (ray.tune.result.AUTO_RESULT_KEYS, 2.60): after the trial's own metrics."""
+"""What Ray adds to each result (ray.tune.result.AUTO_RESULT_KEYS, 2.60): it comes after own metrics."""
 
 TIME_TOTAL = "time_total_s"
 
@@ -123,7 +123,7 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        """The columns that can be shown, at most `MAX_NAMES`: differing parameters, metrics, the others."""
+        """The columns that can be shown, at most `MAX_NAMES`: differing parameters, metrics, others."""
         own = [name for name in self._results if name not in RAY_FIELDS]
         rays = [name for name in self._results if name in RAY_FIELDS]
         metrics = [f"{METRICS}{name}" for name in own + rays]
