@@ -10,6 +10,8 @@ from airflow_tune_restore.plugin import answers
 from airflow_tune_restore.plugin.places import Places
 from airflow_tune_restore.plugin.routes import actions, dag_runs, experiments, page
 from airflow_tune_restore.plugin.settings import Settings, read_settings
+from airflow_tune_restore.views.seams import Seams
+from airflow_tune_restore.views.shown import ShownExperiments
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,6 +38,8 @@ def create_app(settings: Settings | None = None, places: Places | None = None) -
     app = FastAPI(title="Tune restore", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.places = places
     app.state.lists = experiments.new_lists(places)
+    app.state.shown = ShownExperiments()
+    app.state.seams = Seams()
     app.add_exception_handler(RequestValidationError, answers.refuse_input)
     app.add_exception_handler(HTTPException, answers.refuse)
     app.add_middleware(_Headers)

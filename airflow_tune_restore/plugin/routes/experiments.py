@@ -1,16 +1,31 @@
 """Experiments, read only: the list below a prefix, and all of one experiment."""
 
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 
+from airflow_tune_restore.experiments.root import Root
 from airflow_tune_restore.plugin.answers import answer_experiment
 from airflow_tune_restore.plugin.kept_lists import KeptLists
 from airflow_tune_restore.plugin.permissions import Reading, places_of
-from airflow_tune_restore.plugin.places import Place, Places
+from airflow_tune_restore.plugin.places import NOT_FOUND, Place, Places
+from airflow_tune_restore.protocol.names import is_key_name
+from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.views.curves import show_curves
+from airflow_tune_restore.views.experiment import show_column, show_experiment
 from airflow_tune_restore.views.plan import PlanSwitches, view_plan
+from airflow_tune_restore.views.restore import view_restore
+from airflow_tune_restore.views.restores import view_restores
+from airflow_tune_restore.views.seams import Seams
+from airflow_tune_restore.views.shown import ShownExperiment, ShownExperiments
+from airflow_tune_restore.views.trial import show_trial
 
 router = APIRouter(prefix="/api")
+
+_NAME, _PATH, _CURVES = 1000, 10_000, 50
 
 
 def new_lists(places: Places) -> KeptLists[Any]:
@@ -26,15 +41,75 @@ def lists_of(request: Request) -> KeptLists[Any]:
 
 def place_of(
     request: Request,
-    prefix: Annotated[str, Query(max_length=1000)],
-    path: Annotated[str, Query(max_length=10_000)] = "",
+    prefix: Annotated[str, Query(max_length=_NAME)],
+    path: Annotated[str, Query(max_length=_PATH)] = "",
 ) -> Place:
     """Return the experiment that a request names."""
     return places_of(request).place(prefix, path)
 
 
+def restore_of(restore_id: Annotated[str, Query(max_length=_NAME)]) -> str:
+    """Return the restore that a request names: its id becomes a part of keys."""
+    if not is_key_name(restore_id):
+        raise HTTPException(NOT_FOUND, f"{printable(restore_id)!r} is not the id of a restore.")
+    return restore_id
+
+
 Named = Annotated[Place, Depends(place_of)]
+Name = Annotated[str, Query(min_length=1, max_length=_NAME)]
+Restore = Annotated[str, Depends(restore_of)]
 Switches = Annotated[PlanSwitches, Depends()]
+
+
+@router.get("/experiment", dependencies=[Reading])
+async def read_experiment(request: Request, place: Named) -> Response:
+    """Return an experiment: its health, and its trials column by column."""
+    stale_after = timedelta(seconds=places_of(request).settings.stale_after)
+
+    def show(store: ObjectStore, root: Root, shown: ShownExperiment) -> dict[str, Any]:
+        return show_experiment(
+            store,
+            root,
+            shown,
+            path=place.path,
+            address=printable(str(place.address), _PATH),
+            stale_after=stale_after,
+        )
+
+    return await _answer_shown(request, place, show)
+
+
+@router.get("/experiment/column", dependencies=[Reading])
+async def read_column(request: Request, place: Named, name: Name) -> Response:
+    """Return one more column of the trials."""
+    return await _answer_shown(
+        request, place, lambda store, _root, shown: show_column(store, shown, name)
+    )
+
+
+@router.get("/experiment/trial", dependencies=[Reading])
+async def read_trial(request: Request, place: Named, trial: Name) -> Response:
+    """Return one trial in full."""
+    return await _answer_shown(
+        request, place, lambda store, _root, shown: show_trial(store, shown, trial)
+    )
+
+
+@router.get("/experiment/curves", dependencies=[Reading])
+async def read_curves(
+    request: Request,
+    place: Named,
+    trial: Annotated[list[str], Query(min_length=1, max_length=_CURVES)],
+    metric: Annotated[str, Query(max_length=_NAME)] = "",
+) -> Response:
+    """Return the curves of a metric for some trials, with the seams of restores."""
+    seams: Seams = request.app.state.seams
+
+    def show(store: ObjectStore, _root: Root, shown: ShownExperiment) -> dict[str, Any]:
+        address = str(place.address)
+        return show_curves(store, shown, seams, metric=metric, trial_ids=trial, address=address)
+
+    return await _answer_shown(request, place, show)
 
 
 @router.get("/experiment/plan", dependencies=[Reading])
@@ -43,3 +118,32 @@ async def read_plan(request: Request, place: Named, switches: Switches) -> Respo
     return await answer_experiment(
         places_of(request), place, lambda store: view_plan(store, switches)
     )
+
+
+@router.get("/experiment/restores", dependencies=[Reading])
+async def read_restores(request: Request, place: Named) -> Response:
+    """Return the restores of an experiment, and what an undo would do."""
+    return await answer_experiment(places_of(request), place, view_restores)
+
+
+@router.get("/experiment/restore", dependencies=[Reading])
+async def read_restore(request: Request, place: Named, restore_id: Restore) -> Response:
+    """Return one restore, before and after."""
+    return await answer_experiment(
+        places_of(request), place, lambda store: view_restore(store, restore_id)
+    )
+
+
+async def _answer_shown(
+    request: Request,
+    place: Place,
+    show: Callable[[ObjectStore, Root, ShownExperiment], Any],
+) -> Response:
+    """Answer from an experiment that is kept for as long as its root is the same."""
+    kept: ShownExperiments = request.app.state.shown
+
+    def function(store: ObjectStore) -> Any:
+        shown, root = kept.read(store, str(place.address))
+        return show(store, root, shown)
+
+    return await answer_experiment(places_of(request), place, function)
