@@ -6,6 +6,8 @@ reads all arguments of ours: Airflow's parser passes them on as they are.
 
 import argparse
 import functools
+import logging
+import sys
 from typing import Any
 
 from airflow.cli.cli_config import ActionCommand, Arg, CLICommand, GroupCommand
@@ -60,4 +62,14 @@ def run_command(name: str, namespace: Any) -> None:
     """Run a command as `tune-restore` does: the same messages and exit codes."""
     from airflow_tune_restore.cli.app import main
 
+    _log_as_a_shell_does()
     main([name, *namespace.arguments], program=PROGRAM)
+
+
+def _log_as_a_shell_does() -> None:
+    """Log warnings alone, to stderr: Airflow's CLI has its log on stdout, among tables and JSON."""
+    log = logging.getLogger()
+    log.setLevel(max(log.level, logging.WARNING))
+    for handler in log.handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.setStream(sys.stderr)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 
@@ -19,9 +19,11 @@ from airflow_tune_restore.views.experiment import show_column, show_experiment
 from airflow_tune_restore.views.plan import PlanSwitches, view_plan
 from airflow_tune_restore.views.restore import view_restore
 from airflow_tune_restore.views.restores import view_restores
-from airflow_tune_restore.views.seams import Seams
 from airflow_tune_restore.views.shown import ShownExperiment, ShownExperiments
 from airflow_tune_restore.views.trial import show_trial
+
+if TYPE_CHECKING:
+    from airflow_tune_restore.views.seams import Seams
 
 router = APIRouter(prefix="/api")
 
@@ -103,7 +105,7 @@ async def read_curves(
     metric: Annotated[str, Query(max_length=_NAME)] = "",
 ) -> Response:
     """Return the curves of a metric for some trials, with the seams of restores."""
-    seams: Seams = request.app.state.seams
+    seams: "Seams" = request.app.state.seams
 
     def show(store: ObjectStore, _root: Root, shown: ShownExperiment) -> dict[str, Any]:
         address = str(place.address)
