@@ -13,7 +13,8 @@ from airflow_tune_restore.storage.in_flight import for_each
 MOST_CLAIMS = 1000
 """Leases that are read to find the restores of an experiment: the newest. Each is one small object."""
 
-_AT_ONCE = 128
+_FIRST, _AT_ONCE = 2, 128
+"""Leases that are read at the same time: a restore at work has one of the newest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +44,16 @@ def find_holders(
         for kind in (lease_objects.CLAIM, lease_objects.RELEASE)
     )
     found: dict[str, Held] = {}
-    for start in range(0, len(epochs), _AT_ONCE):
-        if len(found) == len(restore_ids):
-            break
-        for lease in _read(store, entries, epochs[start : start + _AT_ONCE]):
+    start, size = 0, _FIRST
+    while start < len(epochs) and len(found) < len(restore_ids):
+        for lease in _read(store, entries, epochs[start : start + size]):
             if lease.restore_id in restore_ids and lease.restore_id not in found:
                 found[lease.restore_id] = Held(
                     lease=lease,
                     claimed_at=claimed.get(lease.epoch),
                     released_at=released.get(lease.epoch),
                 )
+        start, size = start + size, _AT_ONCE
     return found
 
 
