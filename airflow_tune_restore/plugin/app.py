@@ -7,6 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import MutableHeaders
 
 from airflow_tune_restore.plugin import answers
+from airflow_tune_restore.plugin.experiment_lists import ExperimentLists
 from airflow_tune_restore.plugin.places import Places
 from airflow_tune_restore.plugin.routes import actions, dag_runs, experiments, page
 from airflow_tune_restore.plugin.settings import Settings, read_settings
@@ -37,7 +38,7 @@ def create_app(settings: Settings | None = None, places: Places | None = None) -
     # without the pages of the API's documentation, which would be open to everyone
     app = FastAPI(title="Tune restore", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.places = places
-    app.state.lists = experiments.new_lists(places)
+    app.state.lists = ExperimentLists(places)
     app.state.shown = ShownExperiments()
     app.state.seams = Seams()
     app.add_exception_handler(RequestValidationError, answers.refuse_input)

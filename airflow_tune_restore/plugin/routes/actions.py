@@ -9,9 +9,9 @@ from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from airflow_tune_restore.plugin.answers import ACT_SECONDS, answer_experiment
+from airflow_tune_restore.plugin.experiment_lists import ExperimentLists
 from airflow_tune_restore.plugin.permissions import Acting, places_of
 from airflow_tune_restore.plugin.places import Place
-from airflow_tune_restore.plugin.routes.experiments import lists_of
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.restore.release import describe_released, release_trials
 from airflow_tune_restore.restore.undo import undo_commit
@@ -79,12 +79,13 @@ async def _act(request: Request, body: _Body, act: Callable[[ObjectStore, Place]
     """Act on an experiment, and have the list that it is in made anew."""
     places = places_of(request)
     place = places.place(body.prefix, body.path)
+    lists: ExperimentLists = request.app.state.lists
 
     def function(store: ObjectStore) -> dict[str, str]:
         try:
             return {"message": act(store, place)}
         finally:
-            lists_of(request).forget(place.prefix)
+            lists.forget(place.prefix)
 
     return await answer_experiment(places, place, function, seconds=ACT_SECONDS)
 

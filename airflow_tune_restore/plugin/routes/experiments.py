@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 
 from airflow_tune_restore.experiments.root import Root
-from airflow_tune_restore.plugin.answers import answer_experiment
-from airflow_tune_restore.plugin.kept_lists import KeptLists
+from airflow_tune_restore.plugin.answers import answer, answer_experiment
+from airflow_tune_restore.plugin.experiment_lists import ExperimentLists
 from airflow_tune_restore.plugin.permissions import Reading, places_of
-from airflow_tune_restore.plugin.places import NOT_FOUND, Place, Places
+from airflow_tune_restore.plugin.places import NOT_FOUND, Place
 from airflow_tune_restore.protocol.names import is_key_name
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.storage.base import ObjectStore
@@ -28,17 +28,6 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/api")
 
 _NAME, _PATH, _CURVES = 1000, 10_000, 50
-
-
-def new_lists(places: Places) -> KeptLists[Any]:
-    """Return where the lists of the prefixes are kept."""
-    return KeptLists(places.settings.cache_seconds, places.monotonic)
-
-
-def lists_of(request: Request) -> KeptLists[Any]:
-    """Return where the lists of the prefixes are kept, which the app holds."""
-    lists: KeptLists[Any] = request.app.state.lists
-    return lists
 
 
 def place_of(
@@ -61,6 +50,19 @@ Named = Annotated[Place, Depends(place_of)]
 Name = Annotated[str, Query(min_length=1, max_length=_NAME)]
 Restore = Annotated[str, Depends(restore_of)]
 Switches = Annotated[PlanSwitches, Depends()]
+
+
+@router.get("/experiments", dependencies=[Reading])
+async def read_experiments(
+    request: Request,
+    prefix: Annotated[str, Query(max_length=_NAME)],
+    fresh: bool = False,  # noqa: FBT001, FBT002  a parameter of the URL
+) -> Response:
+    """Return the experiments below a prefix; a fresh list was begun after the request."""
+    places = places_of(request)
+    lists: ExperimentLists = request.app.state.lists
+    address = places.address(prefix)
+    return await answer(places, prefix, lambda: lists.read(prefix, fresh=fresh), address=address)
 
 
 @router.get("/experiment", dependencies=[Reading])
@@ -105,7 +107,7 @@ async def read_curves(
     metric: Annotated[str, Query(max_length=_NAME)] = "",
 ) -> Response:
     """Return the curves of a metric for some trials, with the seams of restores."""
-    seams: "Seams" = request.app.state.seams
+    seams: Seams = request.app.state.seams
 
     def show(store: ObjectStore, _root: Root, shown: ShownExperiment) -> dict[str, Any]:
         address = str(place.address)
