@@ -1,4 +1,4 @@
-"""The experiments below each prefix, kept for a while. Of browsers that ask at once, one has it scanned."""
+"""The experiments below each prefix, kept for a while. Of browsers that ask at once, one has it read."""
 
 import threading
 from collections import defaultdict

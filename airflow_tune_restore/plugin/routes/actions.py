@@ -1,7 +1,7 @@
 """Release and undo. "Restore now" needs no route: the browser starts the DAG through Airflow's API."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.core_api.security import GetUserDep
@@ -9,13 +9,15 @@ from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from airflow_tune_restore.plugin.answers import ACT_SECONDS, answer_experiment
-from airflow_tune_restore.plugin.experiment_lists import ExperimentLists
 from airflow_tune_restore.plugin.permissions import Acting, places_of
 from airflow_tune_restore.plugin.places import Place
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.restore.release import describe_released, release_trials
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.base import ObjectStore
+
+if TYPE_CHECKING:
+    from airflow_tune_restore.plugin.experiment_lists import ExperimentLists
 
 _UNSUPPORTED_MEDIA = 415
 _NAME, _PATH, _HOLDER = 1000, 10_000, 100

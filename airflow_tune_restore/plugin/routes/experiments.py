@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 
 from airflow_tune_restore.experiments.root import Root
 from airflow_tune_restore.plugin.answers import answer, answer_experiment
-from airflow_tune_restore.plugin.experiment_lists import ExperimentLists
 from airflow_tune_restore.plugin.permissions import Reading, places_of
 from airflow_tune_restore.plugin.places import NOT_FOUND, Place
 from airflow_tune_restore.protocol.names import is_key_name
@@ -23,6 +22,7 @@ from airflow_tune_restore.views.shown import ShownExperiment, ShownExperiments
 from airflow_tune_restore.views.trial import show_trial
 
 if TYPE_CHECKING:
+    from airflow_tune_restore.plugin.experiment_lists import ExperimentLists
     from airflow_tune_restore.views.seams import Seams
 
 router = APIRouter(prefix="/api")
