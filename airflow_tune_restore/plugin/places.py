@@ -95,7 +95,9 @@ class Places:
                 NOT_FOUND,
                 f"{printable(path)!r} cannot be the path of an experiment. Reload the list.",
             )
-        return Place(prefix, path, address.at(str(Location.parse(address.uri).at(path))))
+        top = Location.parse(address.uri)
+        top = top._replace(path=top.path.rstrip("/"))
+        return Place(prefix, path, address.at(str(top.at(path))))
 
     def open_prefix(self, prefix: str) -> ObjectStore:
         """Open a configured prefix.
