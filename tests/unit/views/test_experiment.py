@@ -264,7 +264,18 @@ def test_the_end_of_a_long_error_file_is_shown_line_by_line():
     assert all(line.isprintable() for line in error.splitlines())
 
 
-def test_an_error_file_that_is_too_large_or_a_link_is_named(tmp_path):
+def test_an_error_file_is_not_a_way_to_read_secrets_of_the_server(tmp_path):
+    secret = tmp_path / "airflow.cfg"
+    secret.write_text("fernet_key = canary")
+    directory = make_experiment(tmp_path / "one", [make_row("a", status="ERROR")])
+    (directory / "dir_a").mkdir()
+    (directory / "dir_a" / "error.txt").symlink_to(secret)
+    error = trial(open_store(str(directory)), "a")["error_file"]
+    assert "cannot be read" in error
+    assert "canary" not in error
+
+
+def test_an_error_file_that_is_too_large_is_named():
     store = made(make_row("a", status="ERROR"))
     store.put("dir_a/error.txt", b"x" * (5 * 1024 * 1024))
     assert "cannot be read" in trial(store, "a")["error_file"]
