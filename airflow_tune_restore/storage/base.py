@@ -15,8 +15,8 @@ OWN_DIRECTORY = ".tune_restore"
 """Only this package writes below it. On disks, links there are not followed."""
 
 ERROR_FILE = "error.txt"
-"""Ray appends each traceback of a trial (ray.tune.experiment.trial.Trial.handle_error, 2.60). People are
-shown its text. So on disks a link of this name is not followed: it could lead to a secret."""
+"""Ray's file of the failures of a trial, in its directory (ray.air.constants.EXPR_ERROR_FILE, 2.60).
+People are shown its text. So on disks a link of this name is not followed: it could lead to a secret."""
 
 
 class Entry(NamedTuple):
