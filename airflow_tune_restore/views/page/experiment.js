@@ -75,7 +75,7 @@ const experiment = (() => {
 
   function commands(about) {
     const address = quoted(about.address);
-    return [`tune-restore plan ${address}`, `tune-restore restore ${address}`, `tune-restore report ${address} -o report.html`];
+    return [`tune-restore plan ${address} --resume-errored`, `tune-restore restore ${address} --resume-errored`, `tune-restore report ${address} -o report.html`];
   }
 
   function quoted(text) {
