@@ -32,6 +32,7 @@ const chart = (() => {
       width: Math.max(280, place.clientWidth),
       height: HEIGHT,
       legend: { show: false },
+      padding: [12, 24, 0, 0],
       cursor: { points: { show: false }, drag: { x: true, y: true, uni: 20 } },
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "UTC"),
       scales: { x: { time: how.axis === "clock" }, y: { distr: how.is_log ? 3 : 1 } },
@@ -76,10 +77,10 @@ const chart = (() => {
 
   function axesOf(answer, how) {
     const look = { stroke: themed("--muted"), grid: { stroke: themed("--grid"), width: 1 }, ticks: { stroke: themed("--grid"), width: 1 },
-      font: "12px Inter, system-ui, sans-serif", labelFont: "12px Inter, system-ui, sans-serif", labelSize: 22 };
+      font: "12px Inter, system-ui, sans-serif", labelFont: "12px Inter, system-ui, sans-serif", labelSize: 20 };
     const plain = (plot, values) => values.map((value) => (value === null ? "" : words.number(value)));
     return [
-      { ...look, label: chartData.X_NAMES[how.axis], ...(how.axis === "clock" ? {} : { values: plain }) },
+      { ...look, label: chartData.X_NAMES[how.axis], size: how.axis === "clock" ? 48 : 34, ...(how.axis === "clock" ? {} : { values: plain }) },
       { ...look, label: answer.metric, size: 64, ...(how.is_log ? {} : { values: plain }) },
     ];
   }

@@ -31,7 +31,7 @@ const icons = (() => {
   function make(name) {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     svg.setAttribute("viewBox", "0 0 16 16");
-    svg.setAttribute("class", `icon ${name}`);
+    svg.setAttribute("class", `icon icon-${name}`);
     svg.setAttribute("aria-hidden", "true");
     const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
     path.setAttribute("d", PATHS[name] ?? PATHS.question);

@@ -4,6 +4,7 @@ const trials = (() => {
   const { el, foreign, field, button } = elements;
 
   const MAX_PICKED = 50;
+  const LABELS = { status: "Status", iteration: "Iteration", checkpoint: "Checkpoint", cause: "Cause", error: "Error", runtime: "Runtime (s)" };
 
   /**
    * Return the trials as rows: the columns of the answer stay as they are, a row knows its place in them.
@@ -117,11 +118,15 @@ const trials = (() => {
     };
   }
 
+  function labelOf(name) {
+    return LABELS[name] ?? name.replace(/^(config|metrics)\//, "");
+  }
+
   function columnOf(name, values, rows) {
     const held = values[name] ?? [];
     const is_numeric = rows.some((row) => typeof held[row.at] === "number");
     return {
-      key: name, label: name.replace(/^(config|metrics)\//, ""), title: name, is_numeric, value: (row) => held[row.at] ?? null,
+      key: name, label: labelOf(name), title: name, is_numeric, value: (row) => held[row.at] ?? null,
       cell: name === "status" ? (row) => words.badge(row.status)
         : (row, value) => el("div", { class: is_numeric ? null : "clamp", title: is_numeric || value === null ? null : String(value) }, table.plain(value)),
     };
@@ -159,7 +164,7 @@ const trials = (() => {
     return el("details", { class: "menu", id: "columns" }, el("summary", { class: "button" }, "Columns"), el("div", { class: "sheet" }, problem,
       Object.entries(groups).filter(([, names]) => names.length).map(([group, names]) => el("fieldset", {},
         el("legend", {}, { "": "Trial", config: "Hyper-parameters", metrics: "Last result" }[group]),
-        names.map((name) => el("label", { class: "check" }, byName.get(name), foreign(name.replace(/^(config|metrics)\//, ""))))))));
+        names.map((name) => el("label", { class: "check" }, byName.get(name), foreign(labelOf(name))))))));
   }
 
   function statusChips(rows, state, onchange) {
