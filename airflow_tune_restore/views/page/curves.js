@@ -51,8 +51,9 @@ const curves = (() => {
       remarks, area, legend, below);
 
     async function read() {
-      const ids = chosenIds(context, wanted);
       how.hidden.clear();
+      if (wanted.which === "failed") await trials.fetchMissing(context, ["cause"]).catch(() => {}); // then by status alone
+      const ids = chosenIds(context, wanted);
       if (!ids.length) {
         nothing(wanted.which);
         return;
@@ -122,10 +123,9 @@ const curves = (() => {
     return clear;
   }
 
-  function choices({ rows, about }) {
-    const failed = rows.filter((row) => hasFailed(about, row)).length;
+  function choices({ about }) {
     if (source.report) return [["best", "in the report"], ["picked", `chosen (${trials.picked().length})`]];
-    return [["best", about.metric ? `best by ${about.metric}` : "first"], ["failed", `failed before (${failed})`],
+    return [["best", about.metric ? `best by ${about.metric}` : "first"], ["failed", "failed before"],
       ["picked", `chosen (${trials.picked().length})`]];
   }
 
@@ -137,7 +137,7 @@ const curves = (() => {
     if (which === "picked") return trials.picked().slice(0, top < TOP ? TOP : trials.MAX_PICKED);
     const drawable = source.drawable;
     if (drawable) return drawable.slice(0, top);
-    const scores = about.trials.columns[`metrics/${about.metric}`] ?? [];
+    const scores = about.trials.columns[trials.metricColumn(about)] ?? [];
     const column = { value: (row) => (typeof scores[row.at] === "number" ? scores[row.at] : null) };
     const offered = which === "failed" ? rows.filter((row) => hasFailed(about, row)) : rows;
     return table.sortRows(offered, column, about.mode !== "min").slice(0, top).map((row) => row.id);
@@ -163,7 +163,7 @@ const curves = (() => {
   function parameters(about, id) {
     const at = about.trials.ids.indexOf(id);
     return Object.entries(about.trials.columns).filter(([name]) => name.startsWith("config/"))
-      .map(([name, column]) => `${name.slice(7)} = ${words.number(column[at])}`).join("\n") || id;
+      .map(([name, column]) => `${name.slice(7)} = ${words.number(column[at])}`).join("\n") || "no parameter differs";
   }
 
   function tableOf(answer, { about }) {

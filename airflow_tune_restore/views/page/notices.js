@@ -63,6 +63,7 @@ const notices = (() => {
   }
 
   function nextStep(error) {
+    if (source.report) return "The page in Airflow may have it, and so may the command tune-restore.";
     const dag = source.settings?.recovery_dag_id;
     const theDag = dag ? ["the DAG ", foreign(dag)] : ["the recovery DAG"];
     if (error.status === 401) return "Your session has ended. Log in to Airflow again, and load this page again.";

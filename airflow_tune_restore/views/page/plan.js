@@ -20,13 +20,13 @@ const plan = (() => {
     { key: "action", label: "Action", value: (row) => row.action },
     { key: "iteration", label: "Iteration", value: (row) => row.iteration, is_numeric: true },
     { key: "checkpoint", label: "Checkpoint", value: (row) => row.checkpoint },
-    { key: "runs_with", label: "Runs with", value: (row) => text(row.runs_with) },
+    { key: "parameters", label: "Parameters", value: (row) => text(row.parameters) },
+    { key: "runs_with", label: "Runs with", value: (row) => row.runs_with },
     { key: "reason", label: "Reason", value: (row) => [row.quarantined && "in quarantine", row.reason].filter(Boolean).join(": ") },
   ];
 
   function text(value) {
-    if (value === null || value === undefined || typeof value !== "object") return value;
-    return Object.entries(value).map(([name, each]) => `${name}: ${each}`).join(", ");
+    return Object.entries(value ?? {}).map(([name, each]) => `${name}: ${each}`).join(", ");
   }
 
   /** Return the flags as the address has them. */
@@ -66,7 +66,7 @@ const plan = (() => {
     }
 
     panel.append(
-      el("p", { class: "faint" }, source.report ? "What a restore with the default flags would do." : "What a restore would do with these flags. This is a preview: it writes nothing."),
+      el("p", { class: "faint" }, source.report ? "What a restore would do that resumes unfinished and errored trials." : "What a restore would do with these flags. This is a preview: it writes nothing."),
       source.report ? "" : switches(read), act, result);
     read();
   }

@@ -80,8 +80,8 @@ const restores = (() => {
     }
   }
 
-  function changesBody({ headline, metric, changes: all, problem }) {
-    const was_run = (row) => !["keep", "skip", "unchanged"].includes(row.action);
+  function changesBody({ headline, metric, changes: all, hidden, problem }) {
+    const was_run = (row) => row.action !== "keep";
     const columns = [
       { key: "trial", label: "Trial", value: (row) => row.trial_id, cell: (row) => [foreign(row.trial_id),
         row.final_trial_id && row.final_trial_id !== row.trial_id ? el("div", { class: "small faint" }, "now ", foreign(row.final_trial_id)) : ""] },
@@ -96,7 +96,8 @@ const restores = (() => {
     ];
     const list = table.create({ id: "changes", caption: "Trials before and after", columns, name: (row) => row.trial_id });
     list.setRows([...all].sort((one, other) => was_run(other) - was_run(one)));
-    return [headline && el("p", {}, foreign(headline)), problem && notices.warnings([problem]), all.length ? list.element : null].filter(Boolean);
+    return [headline && el("p", {}, foreign(headline)), problem && notices.warnings([problem]), all.length ? list.element : null,
+      hidden ? el("p", { class: "faint" }, `${words.counted(hidden, "more trial")} not shown: they were not run.`) : null].filter(Boolean);
   }
 
   function arrow(before, after) {

@@ -93,10 +93,21 @@ const source = (() => {
 
   function fromReport(route, parameters) {
     const answers = report.answers;
+    if (report.problems[route]) throw new SourceError(404, report.problems[route]);
     if (route === "experiment/curves") return someCurves(answers[route], parameters.trial ?? []);
     const found = KEYS[route] ? answers[route]?.[parameters[KEYS[route]]] : answers[route];
     if (found) return found;
     throw new SourceError(404, "The report does not hold this: the page in Airflow has it.");
+  }
+
+  /**
+   * Return whether a value can be asked for: a report has some of them only.
+   * @param {string} route
+   * @param {string} key Such as the id of a trial.
+   * @returns {boolean}
+   */
+  function holds(route, key) {
+    return !report || Object.hasOwn(report.answers[route] ?? {}, key);
   }
 
   function someCurves(curves, wanted) {
@@ -115,7 +126,7 @@ const source = (() => {
   }
 
   return {
-    SourceError, get, post, airflow, start, report,
+    SourceError, get, post, airflow, start, holds, report,
     get settings() { return settings; },
     /** The ids of the trials whose curves can be asked for; null for any. */
     get drawable() { return report ? (report.answers["experiment/curves"]?.trials ?? []).map((t) => t.trial_id) : null; },

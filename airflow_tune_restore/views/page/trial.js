@@ -33,6 +33,7 @@ const trial = (() => {
     const reason = details.quarantined || "";
     return [
       el("p", {}, words.badge(details.status), " ", details.iteration === null ? "" : `${words.number(details.iteration)} iterations`),
+      details.problem && notices.warnings([details.problem]),
       reason && el("div", {}, notices.notice("wait", el("p", {}, el("strong", {}, "In quarantine: "), foreign(reason)),
         actions.release(context.about, id, reason, context.reread))),
       curveButton(id),

@@ -31,7 +31,7 @@ const trials = (() => {
     const values = about.trials.columns;
     const state = page.state();
     const chosen = new Set(picked());
-    let columns = (state.columns ?? "").split(",").filter((name) => about.trials.available.includes(name));
+    let columns = (state.columns ?? "").split(",").filter((name) => about.available.includes(name));
     if (!columns.length) columns = about.trials.order.filter((name) => name in values);
 
     const curvesButton = button("", () => document.getElementById("tab-curves").click(), { class: "button", id: "show-curves" });
@@ -105,9 +105,14 @@ const trials = (() => {
   }
 
   function defaultSort(about, columns) {
-    const metric = `metrics/${about.metric}`;
-    if (!about.metric || !columns.includes(metric)) return "status";
+    const metric = metricColumn(about);
+    if (!columns.includes(metric)) return "status";
     return about.mode === "min" ? metric : `-${metric}`;
+  }
+
+  /** Return the name of the column of the experiment's metric; "" without one. */
+  function metricColumn(about) {
+    return about.metric ? about.trials.order.find((name) => name.startsWith("metrics/")) ?? "" : "";
   }
 
   function idColumn(about) {
@@ -132,6 +137,12 @@ const trials = (() => {
     };
   }
 
+  /**
+   * Ask for columns that have not been asked for yet.
+   * @param {Object} context
+   * @param {Array<string>} names
+   * @throws {source.SourceError}
+   */
   async function fetchMissing({ about, place, signal }, names) {
     for (const name of names.filter((each) => !(each in about.trials.columns))) {
       const answer = await source.get("experiment/column", { ...place, name }, signal);
@@ -141,8 +152,8 @@ const trials = (() => {
   }
 
   function columnChooser(context, now, choose) {
-    const { available, columns } = context.about.trials;
-    const offered = source.report ? available.filter((name) => name in columns) : available;
+    const { available, trials: { columns } } = context.about;
+    const offered = available.filter((name) => name in columns || source.holds("experiment/column", name));
     const problem = el("div");
     const groups = { "": [], config: [], metrics: [] };
     for (const name of offered) (groups[name.match(/^(config|metrics)\//)?.[1] ?? ""]).push(name);
@@ -182,5 +193,5 @@ const trials = (() => {
     return { element, test: (row) => !chosen.size || chosen.has(row.status) };
   }
 
-  return { draw, rowsOf, picked, MAX_PICKED };
+  return { draw, rowsOf, picked, metricColumn, fetchMissing, MAX_PICKED };
 })();
