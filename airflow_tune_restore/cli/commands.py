@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -272,6 +273,28 @@ def undo(
             files=files,
         )
     output.print_undone(undone, as_json=as_json)
+
+
+@app.command(short_help="Write an experiment to one HTML file.")
+def report(
+    experiment: ExperimentUri,
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Where to write it; replaced if it is there."
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Write trials, curves, plan and restores of EXPERIMENT to one HTML file, for tickets and mail.
+
+    It opens in a browser without a network. The experiment itself is only read.
+    """
+    from airflow_tune_restore.cli.report import write_report
+
+    size = write_report(experiment, out)
+    output.print_report(out, size, as_json=as_json)
 
 
 def run(arguments: Sequence[str] | None = None, *, program: str | None = None) -> None:

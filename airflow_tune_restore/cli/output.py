@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from operator import itemgetter
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
@@ -264,6 +265,16 @@ def print_recipe(recipe: Recipe, sentence: str, *, as_json: bool, **facts: Any) 
     _print_json({**facts, "recipe": shown} if as_json else shown)
     if not as_json:
         _print(sentence)
+
+
+def print_report(path: Path, size_bytes: int, *, as_json: bool) -> None:
+    """Print where a report was written, and how large it is."""
+    if as_json:
+        _print_json({"report": str(path), "bytes": size_bytes})
+        return
+    _print(
+        f"Wrote {printable(str(path))} ({size_bytes / 1000:,.0f} KB). A browser opens it offline."
+    )
 
 
 def print_versions() -> None:

@@ -11,6 +11,7 @@ from airflow_tune_restore.plugin.experiment_lists import ExperimentLists
 from airflow_tune_restore.plugin.places import Places
 from airflow_tune_restore.plugin.routes import actions, dag_runs, experiments, page
 from airflow_tune_restore.plugin.settings import Settings, read_settings
+from airflow_tune_restore.plugin.watched_restores import WatchedRestores
 from airflow_tune_restore.views.seams import Seams
 from airflow_tune_restore.views.shown import ShownExperiments
 
@@ -41,6 +42,7 @@ def create_app(settings: Settings | None = None, places: Places | None = None) -
     app.state.lists = ExperimentLists(places)
     app.state.shown = ShownExperiments()
     app.state.seams = Seams()
+    app.state.watched = WatchedRestores()
     app.add_exception_handler(RequestValidationError, answers.refuse_input)
     app.add_exception_handler(HTTPException, answers.refuse)
     app.add_middleware(_Headers)

@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": "Show what a restore would do. Writes nothing.",
     "recipe": "Write recipe.json, which names the trainable of an experiment.",
     "release": "Let a quarantined trial run again.",
+    "report": "Write an experiment to one HTML file.",
     "restore": "Plan, run and commit a restore.",
     "scan": "List the experiments below a prefix, and their health.",
     "undo": "Undo the last commit.",

@@ -23,6 +23,7 @@ from airflow_tune_restore.views.trial import show_trial
 
 if TYPE_CHECKING:
     from airflow_tune_restore.plugin.experiment_lists import ExperimentLists
+    from airflow_tune_restore.plugin.watched_restores import WatchedRestores
     from airflow_tune_restore.views.seams import Seams
 
 router = APIRouter(prefix="/api")
@@ -135,6 +136,15 @@ async def read_restore(request: Request, place: Named, restore_id: Restore) -> R
     """Return one restore, before and after."""
     return await answer_experiment(
         places_of(request), place, lambda store: view_restore(store, restore_id)
+    )
+
+
+@router.get("/experiment/progress", dependencies=[Reading])
+async def read_progress(request: Request, place: Named, restore_id: Restore) -> Response:
+    """Return where each trial of a restore is now."""
+    watched: WatchedRestores = request.app.state.watched
+    return await answer_experiment(
+        places_of(request), place, lambda store: watched.look(store, place, restore_id)
     )
 
 
