@@ -27,6 +27,9 @@ Id = Annotated[str, Query(max_length=250)]
 _PLANS = 50
 """Plan tasks of one run that are read."""
 
+_OF_A_TRIAL = "RestoreTrial"
+"""Begins the names of the operators that restore one trial of the list that the plan returned."""
+
 
 @router.get("", dependencies=[ReadingXComs])
 def read_dag_run(  # noqa: PLR0913  the parameters of a task instance
@@ -42,7 +45,8 @@ def read_dag_run(  # noqa: PLR0913  the parameters of a task instance
     if task_id:
         plans = nearest_plan(plans, task_id)
     item = None
-    if plans and map_index >= 0 and _runs_trial(session, dag_id, run_id, task_id, map_index):
+    operator = _operator(session, dag_id, run_id, task_id, map_index) if map_index >= 0 else ""
+    if plans and operator.startswith(_OF_A_TRIAL):
         listed = _read_xcoms(session, dag_id, run_id, RETURN_KEY, [plans[0].task_id])
         item = (listed[0].value, map_index) if listed else None
     return as_json(describe_run(places_of(request), plans, item))
@@ -64,9 +68,9 @@ def _read_xcoms(
     return [PlanTask(*row) for row in session.execute(wanted.limit(_PLANS))]
 
 
-def _runs_trial(session: Any, dag_id: str, run_id: str, task_id: str, map_index: int) -> bool:
-    """Whether a task instance restores one trial of the list that the plan returned."""
-    operator = session.scalar(
+def _operator(session: Any, dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    """Return the class of the operator of a task instance; "" if there is none."""
+    found = session.scalar(
         select(TaskInstance.operator).where(
             TaskInstance.dag_id == dag_id,
             TaskInstance.run_id == run_id,
@@ -74,4 +78,4 @@ def _runs_trial(session: Any, dag_id: str, run_id: str, task_id: str, map_index:
             TaskInstance.map_index == map_index,
         )
     )
-    return str(operator).startswith("RestoreTrial")
+    return str(found or "")
