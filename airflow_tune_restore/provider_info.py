@@ -43,6 +43,51 @@ _RAY_JOBS: dict[str, Any] = {
 """Written by hand where most would import the hook: every process of Airflow reads this."""
 
 
+def _option(kind: str, default: str, example: str | None, description: str) -> dict[str, Any]:
+    return {
+        "description": description,
+        "version_added": "0.1.0",
+        "type": kind,
+        "example": example,
+        "default": default,
+    }
+
+
+_CONFIG: dict[str, Any] = {
+    "tune_restore": {
+        "description": "The page *Browse > Tune experiments*, and the tabs *Tune restore*.",
+        "options": {
+            "prefixes": _option(
+                "string",
+                "",
+                '{"team sweeps": "s3://connection_id@bucket/sweeps"}',
+                "Where the page looks for experiments: a JSON object of labels, which the page shows, "
+                "and addresses as in DAGs.",
+            ),
+            "recovery_dag_id": _option(
+                "string",
+                "nightly_recovery",
+                None,
+                "Who may read runs of this DAG may see the page. Who may start them may release "
+                "trials, undo commits, and restore an experiment, which starts a run of it.",
+            ),
+            "cache_seconds": _option(
+                "integer",
+                "30",
+                None,
+                "How many seconds the page shows a list before it looks again.",
+            ),
+            "stale_after": _option(
+                "integer",
+                "1800",
+                None,
+                "After how many seconds of silence an unfinished experiment counts as dead.",
+            ),
+        },
+    }
+}
+
+
 def get_provider_info() -> dict[str, Any]:
     """Return the provider metadata (airflow's provider_info.schema.json)."""
 
@@ -95,4 +140,6 @@ def get_provider_info() -> dict[str, Any]:
         ),
         "extra-links": ["airflow_tune_restore.links.ray_job.RayJobLink"],
         "connection-types": [_RAY_JOBS],
+        "config": _CONFIG,
+        "cli": ["airflow_tune_restore.plugin.commands.get_commands"],  # since Airflow 3.2
     }

@@ -3,17 +3,21 @@
 import atexit
 import os
 import signal
+from collections.abc import Sequence
 from types import FrameType
 
 
-def main() -> None:
-    """Import the commands, and run the one that was asked for."""
+def main(arguments: Sequence[str] | None = None, *, program: str | None = None) -> None:
+    """Import the commands, and run the one that was asked for.
+
+    `arguments` are those of the process by default, and `program` is its name in messages.
+    """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a background job of a script
         signal.signal(signal.SIGINT, _stop_at_once)
     atexit.register(_keep_exit_code)  # the first to be registered is the last to be called
     from airflow_tune_restore.cli.commands import run
 
-    run()
+    run(arguments, program=program)
 
 
 def _stop_at_once(number: int, _frame: FrameType | None) -> None:

@@ -6,8 +6,10 @@ import io
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -273,8 +275,30 @@ def undo(
     output.print_undone(undone, as_json=as_json)
 
 
-def run() -> None:
-    """Run the command line; an error of this package is one sentence on stderr."""
+@app.command(short_help="Write an experiment to one HTML file.")
+def report(
+    experiment: ExperimentUri,
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Where to write it; replaced if it is there."
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Write trials, curves, plan and restores of EXPERIMENT to one HTML file, for tickets and mail.
+
+    It opens in a browser without a network. The experiment itself is only read.
+    """
+    from airflow_tune_restore.cli.report import write_report
+
+    size = write_report(experiment, out)
+    output.print_report(out, size, as_json=as_json)
+
+
+def run(arguments: Sequence[str] | None = None, *, program: str | None = None) -> None:
+    """Run a command line, that of the process by default; an error of this package is one sentence."""
     ending = _Ending()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -282,7 +306,7 @@ def run() -> None:
     gc.disable()  # a short process with many small values and few cycles
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        app(obj=ending)
+        app(arguments, prog_name=program, obj=ending)
     except TuneRestoreError as error:
         output.print_error(error)
         sys.exit(EXIT_BUSY if isinstance(error, BUSY) else EXIT_REFUSED)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from operator import itemgetter
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,10 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.experiments.health import ExperimentReport, Health
 from airflow_tune_restore.protocol.numbers import strict_json
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable, share
-from airflow_tune_restore.protocol.request import RUN_ACTIONS, TrialAction
+from airflow_tune_restore.protocol.request import RUN_ACTIONS
 from airflow_tune_restore.restore.columns import Column, needed_width, render, render_columns
 from airflow_tune_restore.restore.history import History
-from airflow_tune_restore.restore.kept import describe_kept
+from airflow_tune_restore.restore.kept import FATES, STAYS, describe_kept, fate_of
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.restore.recipe import Recipe
 from airflow_tune_restore.restore.record_json import indented
@@ -55,8 +56,6 @@ _LEFT_OUT = (Health.RUNNING, Health.FINISHED)
 """The experiments that a long table leaves out: the last ones first."""
 
 _HINT = "--all lists them, --json has them."
-_KEPT = "that stay as they are"
-_FATES = ("to run", "in quarantine", "to become TERMINATED", _KEPT)
 
 _Report = tuple[ExperimentReport, Sequence[str] | None]
 
@@ -172,8 +171,8 @@ def print_plan(
 
 
 def _print_trials(plan: RestorePlan, *, most: int | None) -> None:
-    trials, hidden = first_rows(plan.trials, lambda trial: _fate(trial) == _KEPT, most)
-    counts, out = Counter(map(_fate, hidden)), _out()
+    trials, hidden = first_rows(plan.trials, lambda trial: fate_of(trial) == STAYS, most)
+    counts, out = Counter(map(fate_of, hidden)), _out()
     columns = [
         Column("trial", [trial.trial_id for trial in trials]),
         Column("status", [coloured(trial.status.value) for trial in trials]),
@@ -189,19 +188,10 @@ def _print_trials(plan: RestorePlan, *, most: int | None) -> None:
         out.width,
         more=plan.more_parameters,
         optional="checkpoint" if repeats else "",
-        hidden=describe_hidden({fate: counts[fate] for fate in _FATES if counts[fate]}, _HINT),
+        hidden=describe_hidden({fate: counts[fate] for fate in FATES if counts[fate]}, _HINT),
         in_colour=_is_in_colour(out),
     )
     _write(out, text)
-
-
-def _fate(trial: TrialPlan) -> str:
-    """Return what becomes of a trial, in words that count many of them."""
-    if trial.action in RUN_ACTIONS:
-        return "to run"
-    if trial.action is not TrialAction.KEEP:
-        return "to become TERMINATED"
-    return "in quarantine" if trial.quarantined else _KEPT
 
 
 def print_summary(
@@ -275,6 +265,16 @@ def print_recipe(recipe: Recipe, sentence: str, *, as_json: bool, **facts: Any) 
     _print_json({**facts, "recipe": shown} if as_json else shown)
     if not as_json:
         _print(sentence)
+
+
+def print_report(path: Path, size_bytes: int, *, as_json: bool) -> None:
+    """Print where a report was written, and how large it is."""
+    if as_json:
+        _print_json({"report": str(path), "bytes": size_bytes})
+        return
+    _print(
+        f"Wrote {printable(str(path))} ({size_bytes / 1000:,.0f} KB). A browser opens it offline."
+    )
 
 
 def print_versions() -> None:

@@ -83,10 +83,9 @@ def read_parameters(row: RawRow) -> dict[str, str]:
     # the config is what the trial runs with; PBT changes it, and not the record of the choice
     first = ((name, follow_metric(config, name)) for name in islice(chosen, _READ_NAMES))
     tops = chain((item for item in first if item[1] is not None), config.items())
-    leaves = chain.from_iterable(_leaves(name, value, 1) for name, value in tops)
     found: dict[str, str] = {}
-    for name, value in islice(leaves, _READ_NAMES):
-        found.setdefault(cut(printable(name), NAME_LENGTH), _text(value))
+    for name, value in islice(leaves(tops), _READ_NAMES):
+        found.setdefault(cut(printable(name), NAME_LENGTH), text_of(value))
     return found
 
 
@@ -132,6 +131,11 @@ def _parameters_of(trial: Trial) -> dict[str, str]:
     return {} if trial.row is None or trial.unusable else read_parameters(trial.row)
 
 
+def leaves(values: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Flatten named values as Ray names metrics (`a/b`), one by one: there may be many."""
+    return chain.from_iterable(_leaves(name, value, 1) for name, value in values)
+
+
 def _leaves(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
     """Flatten as Ray names metrics; every dict gives one leaf or more, so that a walk can be bounded."""
     if not isinstance(value, dict) or not value or depth > _DEEPEST or hex_of_pickle(value):
@@ -141,7 +145,8 @@ def _leaves(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
         yield from _leaves(f"{name}/{key[:NAME_LENGTH]}", child, depth + 1)
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Return a value of a config as a short text on one line; a pickled object by its name."""
     match value:
         case str():
             text = value

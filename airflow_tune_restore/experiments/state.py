@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -62,6 +62,13 @@ _NO_PAIR = "not a whole experiment state (a row is cut off, or is not a pair of 
 """Ray cannot read any row of such a state either, because it expects JSON in both."""
 
 
+class RowCollector(Protocol):
+    """Takes what it needs of each row of one state while the row is in memory."""
+
+    def add(self, trial: Trial, row: RawRow) -> None:
+        """Take the next trial, with its raw row."""
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """A parsed state file.
@@ -71,6 +78,7 @@ class State:
         rows: The raw rows that were kept, by trial id, in the same order.
         runner: `runner_data` of the frame, as plain values.
         packed: The rows that were kept packed, by trial id, in the same order.
+        collected: What `Keep.collect` made, after it got all rows; None without it.
     """
 
     trials: tuple[Trial, ...]
@@ -78,6 +86,7 @@ class State:
     runner: dict[str, Any]
     stats: dict[str, Any]
     packed: dict[str, PackedRow] = field(default_factory=dict)
+    collected: RowCollector | None = None
 
     @property
     def start_time(self) -> float:
@@ -114,6 +123,8 @@ class Keep:
         parameters: Whether the parameters of trials without a row are read before.
         shown: Whether trials have no row, but all that tables show of them, with the metric of this name.
         packed: With `shown`: whether their rows are kept beside them, packed.
+        collect: Makes what gets all trials of a state with their rows, in the order of the file. Then no
+            trial has a row.
     """
 
     terminated_rows: bool = True
@@ -121,16 +132,24 @@ class Keep:
     shown: bool = False
     packed: bool = False
     metric: str | None = None
+    collect: Callable[[], RowCollector] | None = None
 
     def row_of(self, trial: Trial, pair: tuple[msgspec.Raw, msgspec.Raw]) -> RawRow | None:
         """Return the row of a trial to keep as it is; None if it is not kept so."""
-        if self.shown:
+        if self.shown or self.collect is not None:
             return None
         if self.terminated_rows:
             return RawRow(*pair)
         if trial.terminated_by_itself:
             return None
         return RawRow(*(raw.copy() for raw in pair))  # a copy does not keep its whole piece
+
+    def without_row(self, trial: Trial, pair: tuple[msgspec.Raw, msgspec.Raw]) -> Trial:
+        """Return a trial whose row is not kept, with what is read of the row before."""
+        if not (self.shown or self.parameters):
+            return trial
+        # only a state that is compared with another one needs marks
+        return shown_of(trial, RawRow(*pair), self.metric, is_marked=self.shown)
 
 
 KEEP_ALL = Keep()
@@ -146,6 +165,7 @@ def parse_pieces(pieces: Iterable[bytes], keep: Keep = KEEP_ALL) -> State:
     trials: dict[str, Trial] = {}
     rows: dict[str, RawRow] = {}
     packed: dict[str, PackedRow] = {}
+    collected = keep.collect() if keep.collect is not None else None
     small_rows = 0
 
     def add_rows(pairs: _Pairs) -> None:
@@ -166,10 +186,12 @@ def parse_pieces(pieces: Iterable[bytes], keep: Keep = KEEP_ALL) -> State:
             if (row := keep.row_of(trial, pair)) is not None:
                 rows[trial.trial_id] = row
                 trial = msgspec.structs.replace(trial, row=row)
-            elif keep.shown or keep.parameters:
+            else:
                 with bounded_json.alone(size):
-                    # only a state that is compared with another one needs marks
-                    trial = shown_of(trial, RawRow(*pair), keep.metric, is_marked=keep.shown)
+                    trial = keep.without_row(trial, pair)
+            if collected is not None:
+                with bounded_json.alone(size):
+                    collected.add(trial, RawRow(*pair))
             if keep.packed:
                 packed[trial.trial_id] = PackedRow.of(RawRow(*pair))
             trials[trial.trial_id] = trial
@@ -179,14 +201,9 @@ def parse_pieces(pieces: Iterable[bytes], keep: Keep = KEEP_ALL) -> State:
         raise MalformedStateError(f"the text around its rows nests deeper than {MAX_DEPTH}")
     if trials and all(trial.unusable for trial in trials.values()):
         raise MalformedStateError(next(iter(trials.values())).unusable)
-    runner, stats = (frame.get(name) for name in ("runner_data", "stats"))
-    return State(
-        tuple(trials.values()),
-        rows,
-        runner if isinstance(runner, dict) else {},
-        stats if isinstance(stats, dict) else {},
-        packed,
-    )
+    parts = (frame.get(name) for name in ("runner_data", "stats"))
+    runner, stats = (part if isinstance(part, dict) else {} for part in parts)
+    return State(tuple(trials.values()), rows, runner, stats, packed, collected)
 
 
 def encode_state(

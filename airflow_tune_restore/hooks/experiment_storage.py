@@ -25,7 +25,7 @@ from airflow_tune_restore.version_compat import (
 )
 
 RECONNECT_SECONDS = 300.0
-"""How long triggers keep a client before they read its connection again."""
+"""How long triggers and the page keep a client before they read its connection again."""
 
 _PROVIDERS = {
     "s3": "amazon", "s3a": "amazon",

@@ -20,12 +20,9 @@ from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
 from airflow_tune_restore.experiments.evidence import DriverStatus
 from airflow_tune_restore.launch.ray.cluster import Cluster, parse_cluster_address
 from airflow_tune_restore.launch.ray.jobs_api import RayJob, RayJobs
-from airflow_tune_restore.launch.ray.submission import (
-    DRIVER_MEMORY_BYTES,
-    SUBMISSION_PREFIX,
-    DriverResources,
-)
+from airflow_tune_restore.launch.ray.submission import DRIVER_MEMORY_BYTES, DriverResources
 from airflow_tune_restore.protocol.printable import counted, printable
+from airflow_tune_restore.protocol.ray_job import SUBMISSION_PREFIX
 from airflow_tune_restore.storage.location import Location
 from airflow_tune_restore.version_compat import (
     ASKING,

@@ -171,7 +171,7 @@ def read_lease_status(store: ObjectStore, root: list[Entry], now: datetime) -> L
     epochs = claimed(entries)
     if not epochs or is_released(entries, max(epochs)):
         return None
-    lease = _read_newest(store, entries, max(epochs))
+    lease = read_held(store, entries, max(epochs))
     status = status_of(store, lease, entries, now)
     if status.silent_seconds < -CLOCKS_AGREE_SECONDS:  # `now` may be out of date
         status = status_of(store, lease, entries, store.now())
@@ -195,17 +195,18 @@ def status_of(store: ObjectStore, lease: Lease, entries: list[Entry], now: datet
 
 def times_held(entries: list[Entry]) -> tuple[tuple[datetime, datetime], ...]:
     """Return when each lease was held: from its claim to the last sign of life of its holder."""
-    first = _times(entries, CLAIM)
-    last = _times(entries, HEARTBEAT)
+    first = times_of(entries, CLAIM)
+    last = times_of(entries, HEARTBEAT)
     return tuple((at, max(at, last.get(epoch, at))) for epoch, at in first.items())
 
 
 def release_times(entries: list[Entry]) -> list[datetime]:
     """Return when leases were released."""
-    return list(_times(entries, RELEASE).values())
+    return list(times_of(entries, RELEASE).values())
 
 
-def _times(entries: list[Entry], kind: str) -> dict[int, datetime]:
+def times_of(entries: list[Entry], kind: str) -> dict[int, datetime]:
+    """Return when the lease objects of a kind were written, by epoch; no others than known times."""
     found = ((layout.lease_epoch(entry.name, kind), entry.modified_at) for entry in entries)
     return {epoch: at for epoch, at in found if epoch is not None and at is not None}
 
@@ -221,10 +222,11 @@ def was_restored(root: list[Entry]) -> bool:
 def newest_claim(store: ObjectStore, entries: list[Entry]) -> Lease | None:
     """Read the claim with the highest number, with the latest start of its DAG run."""
     epochs = claimed(entries)
-    return _read_newest(store, entries, max(epochs)) if epochs else None
+    return read_held(store, entries, max(epochs)) if epochs else None
 
 
-def _read_newest(store: ObjectStore, entries: list[Entry], epoch: int) -> Lease:
+def read_held(store: ObjectStore, entries: list[Entry], epoch: int) -> Lease:
+    """Read a claim, with the latest start of its DAG run; `entries` are the lease objects."""
     claim = read_claim(store, epoch)
     if epoch not in _epochs((entry for entry in entries if not entry.is_dir), DAG_RUN):
         return claim

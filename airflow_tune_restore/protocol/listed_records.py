@@ -6,6 +6,7 @@ written since. Standard library only.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords
@@ -15,13 +16,19 @@ from airflow_tune_restore.protocol.request import RunnerExit, RunnerOutcome
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.in_flight import for_each
 
-_HEARTBEAT, _OUTCOME, _EXIT, _SNAPSHOT = (
+_HEARTBEAT, _OUTCOME, _EXIT, _SNAPSHOT, _PROGRESS = (
     key("", "", 1).rpartition("/")[2]
-    for key in (layout.heartbeat_key, layout.outcome_key, layout.exit_key, layout.snapshot_key)
+    for key in (
+        layout.heartbeat_key,
+        layout.outcome_key,
+        layout.exit_key,
+        layout.snapshot_key,
+        layout.progress_key,
+    )
 )
 
-_Found = dict[int, set[str]]
-"""The names of the records of one unit, by attempt."""
+_Found = dict[int, dict[str, datetime | None]]
+"""The records of one unit: by attempt and name, when each was written by the store's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,22 @@ class ListedRecords(AttemptRecords):
         """Whether the runner of an attempt ever wrote a heartbeat."""
         return _HEARTBEAT in self.found.get(attempt, ())
 
+    def heard_at(self, attempt: int) -> datetime | None:
+        """Return when the runner of an attempt wrote its last heartbeat, by the store's clock."""
+        return self.found.get(attempt, {}).get(_HEARTBEAT)
+
+    def has_outcome(self, attempt: int) -> bool:
+        """Whether the runner of an attempt left an outcome, readable or not."""
+        return _OUTCOME in self.found.get(attempt, ())
+
+    def has_exit(self, attempt: int) -> bool:
+        """Whether an attempt has an exit record."""
+        return _EXIT in self.found.get(attempt, ())
+
+    def has_progress(self, attempt: int) -> bool:
+        """Whether an attempt has reports of its trial."""
+        return _PROGRESS in self.found.get(attempt, ())
+
     def has_snapshot(self, attempt: int) -> bool:
         """Whether the runner of an attempt saved a snapshot."""
         return _SNAPSHOT in self.found.get(attempt, ())
@@ -46,7 +69,7 @@ class ListedRecords(AttemptRecords):
     def outcome(self, attempt: int | None = None) -> RunnerOutcome | None:
         """Return how an attempt ended, as `AttemptRecords.outcome`."""
         attempt = self.newest() if attempt is None else attempt
-        if attempt not in self.outcomes and _OUTCOME in self.found.get(attempt, ()):
+        if attempt not in self.outcomes and self.has_outcome(attempt):
             outcome = AttemptRecords.outcome(self, attempt)
             if outcome is not None:
                 self.outcomes[attempt] = outcome
@@ -54,7 +77,7 @@ class ListedRecords(AttemptRecords):
 
     def exit(self, attempt: int, *, infer_from_heartbeat: bool = False) -> RunnerExit | None:
         """Return the exit record of an attempt, as `AttemptRecords.exit`."""
-        if _EXIT in self.found.get(attempt, ()):
+        if self.has_exit(attempt):
             return AttemptRecords.exit(self, attempt, infer_from_heartbeat=infer_from_heartbeat)
         return RunnerExit() if infer_from_heartbeat and self.has_begun(attempt) else None
 
@@ -71,12 +94,17 @@ class RestoreRecords:
     def list_again(self) -> None:
         """Walk again. Outcomes that were read stay: a runner writes its outcome once."""
         found: dict[str, _Found] = {}
-        for unit, attempt, name in self._walk():
-            found.setdefault(unit, {}).setdefault(attempt, set()).add(name)
+        for (unit, attempt, name), written_at in self._walk():
+            found.setdefault(unit, {}).setdefault(attempt, {})[name] = written_at
         before, self._units = self._units, {}
         for unit, attempts in found.items():
             known = before[unit].outcomes if unit in before else {}
             self._units[unit] = self._records(unit, attempts, known)
+
+    @property
+    def units(self) -> list[str]:
+        """The units with attempts: ids of trials, and `layout.RUNS_OF_MANY`."""
+        return list(self._units)
 
     def of(self, unit: str) -> ListedRecords:
         """Return the records of a trial, or of the whole-experiment run; of no attempt if it has none."""
@@ -92,12 +120,12 @@ class RestoreRecords:
     ) -> ListedRecords:
         return ListedRecords(self._store, self.restore_id, unit, found, outcomes)
 
-    def _walk(self) -> Iterator[tuple[str, int, str]]:
-        """Yield unit, attempt and name of each record."""
+    def _walk(self) -> Iterator[tuple[tuple[str, int, str], datetime | None]]:
+        """Yield unit, attempt and name of each record, and when it was written."""
         for entry in self._store.walk(layout.restore_dir(self.restore_id)):
             place = None if entry.is_dir else layout.attempt_of(entry.name)
             if place is not None and (is_safe_name(place[0]) or place[0] in layout.RUNS_OF_MANY):
-                yield place
+                yield place, entry.modified_at
 
 
 def read_heartbeats(store: ObjectStore, restore_id: str) -> dict[AttemptId, bytes]:

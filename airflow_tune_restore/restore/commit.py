@@ -40,11 +40,13 @@ from airflow_tune_restore.experiments.budget import IN_WORK
 from airflow_tune_restore.experiments.experiment import StateFile
 from airflow_tune_restore.experiments.read import read_base_state
 from airflow_tune_restore.experiments.state import NO_STATE, Keep, State, parse_pieces
+from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.experiments.tuner_file import read_samples_left
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.kept_lease import keep_lease
 from airflow_tune_restore.protocol.listed_records import RestoreRecords
 from airflow_tune_restore.protocol.printable import counted
+from airflow_tune_restore.protocol.request import Result, RunnerOutcome
 from airflow_tune_restore.restore import commit_record, committed_state, ledger
 from airflow_tune_restore.restore.commit_record import CommitRecord, read_commit_record
 from airflow_tune_restore.restore.committed_attempts import (
@@ -246,9 +248,18 @@ def _put_state(store: ObjectStore, name: str, body: bytes) -> None:
 
 
 def summarise_commit(
-    store: ObjectStore, plan: RestorePlan, records: RestoreRecords, done: Committed
+    store: ObjectStore,
+    plan: RestorePlan,
+    records: RestoreRecords,
+    done: Committed,
+    *,
+    reads_finished: bool = True,
 ) -> CommitSummary:
-    """Return what a commit did to each trial. It reads the states, unless they are known."""
+    """Return what a commit did to each trial. It reads the states, unless they are known.
+
+    Without `reads_finished`, the outcomes of trials that it made TERMINATED are not read: their rows say
+    enough for people who only look, and there may be thousands.
+    """
     record, before = done.record, done.before
     if before is None:
         before = _read_state(store, plan, plan.base.name) if plan.base.name else NO_STATE
@@ -265,8 +276,10 @@ def summarise_commit(
         )
     histories = (done.failures or ledger.read_ledger(store)[0]).trials
     units = [trial.trial_id for trial in plan.to_run]
-    read = for_each(lambda unit: records.of(unit).outcome_or_interrupted(), units)
-    outcomes = {unit: found for unit, found in zip(units, read, strict=True) if found is not None}
+    outcomes = {} if reads_finished else _assume_finished(plan, before, after)
+    unread = [unit for unit in units if unit not in outcomes]
+    read = for_each(lambda unit: records.of(unit).outcome_or_interrupted(), unread)
+    outcomes |= {unit: found for unit, found in zip(unread, read, strict=True) if found is not None}
     if layout.WHOLE_EXPERIMENT in plan.units:
         run = records.of(layout.WHOLE_EXPERIMENT).outcome_or_interrupted()
         outcomes |= {layout.WHOLE_EXPERIMENT: run} if run is not None else {}
@@ -289,6 +302,28 @@ def summarise_commit(
             if trial.final_trial_id in histories and histories[trial.final_trial_id].quarantined
         ],
     )
+
+
+def _assume_finished(plan: RestorePlan, before: State, after: State) -> dict[str, RunnerOutcome]:
+    """Return the outcomes, without what they measured, of the trials to run that are TERMINATED now."""
+    done = TrialStatus.TERMINATED
+    finished = {
+        old.trial_id: new.trial_id
+        for old, new in zip(before.trials, after.trials, strict=False)
+        if new.status is done and old.status is not done
+    }
+    return {
+        trial.trial_id: RunnerOutcome(
+            restore_id=plan.restore_id,
+            trial_id=trial.trial_id,
+            attempt=1,
+            result=Result.FINISHED,
+            status=done.value,
+            final_trial_id=finished[trial.trial_id],
+        )
+        for trial in plan.to_run
+        if trial.trial_id in finished
+    }
 
 
 def _read_state(store: ObjectStore, plan: RestorePlan, name: str) -> State:

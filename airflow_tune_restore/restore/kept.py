@@ -1,13 +1,27 @@
-"""The trials that a plan does not run, and the option that would run them, as the user writes it."""
+"""What becomes of the trials of a plan, and the option that would run those that it does not run."""
 
 from collections import Counter
 from collections.abc import Callable
 
 from airflow_tune_restore.protocol.printable import counted
-from airflow_tune_restore.restore.plan import RestorePlan, RunOption
+from airflow_tune_restore.protocol.request import TrialAction
+from airflow_tune_restore.restore.plan import RestorePlan, RunOption, TrialPlan
 
 NameOption = Callable[[str], str]
 """Returns an option as it is written: `--resume-errored` in a shell, `resume_errored=True` in a DAG."""
+
+STAYS = "that stay as they are"
+FATES = ("to run", "in quarantine", "to become TERMINATED", STAYS)
+"""What becomes of trials, in words that count many of them; those to run first."""
+
+
+def fate_of(trial: TrialPlan) -> str:
+    """Return what becomes of a trial: one of `FATES`."""
+    if trial.runs:
+        return "to run"
+    if trial.action is not TrialAction.KEEP:
+        return "to become TERMINATED"
+    return "in quarantine" if trial.quarantined else STAYS
 
 
 def in_dag(option: str) -> str:

@@ -34,6 +34,7 @@ from airflow_tune_restore.restore.commit_record import (
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.restore.record_json import encode
 from airflow_tune_restore.storage.base import Entry, ObjectStore
+from airflow_tune_restore.storage.in_flight import for_each
 
 logger = logging.getLogger(__name__)
 
@@ -309,7 +310,7 @@ def _refuse_if_used(
     store: ObjectStore, newest: StateFile, records: dict[str, CommitRecord]
 ) -> None:
     """Refuse if a restore started from the state and is not committed, and its trials have run."""
-    for restore_id in _restores(store):
+    for restore_id in list_restores(store):
         if restore_id in records:
             continue
         try:
@@ -357,19 +358,23 @@ def _mark(
 
 def _records(store: ObjectStore) -> dict[str, CommitRecord]:
     """Return the records of all commits that have begun, by restore."""
-    found: dict[str, CommitRecord] = {}
-    for restore_id in _restores(store):
+
+    def read(restore_id: str) -> CommitRecord | None:
         try:
             record = read_commit_record(store, restore_id)
         except RecordUnreadableError:
-            continue
-        if record is not None:
-            # without attempts: there may be thousands
-            found[restore_id] = msgspec.structs.replace(record, attempts={})
-    return found
+            return None
+        # without attempts: there may be thousands
+        return record and msgspec.structs.replace(record, attempts={})
+
+    restores = list_restores(store)
+    found = zip(restores, for_each(read, restores), strict=True)
+    return {restore_id: record for restore_id, record in found if record is not None}
 
 
-def _restores(store: ObjectStore) -> list[str]:
+def list_restores(store: ObjectStore) -> list[str]:
+    """Return the ids of all restores and sweeps that left anything, in no useful order."""
     entries = store.list_dir(layout.ROOT)
-    names = [layout.unsegment(e.name) for e in entries if e.is_dir and e.name != "lease"]
-    return [name for name in names if is_safe_name(name)]
+    names = [(e.name, layout.unsegment(e.name)) for e in entries if e.is_dir and e.name != "lease"]
+    # a directory that is not named by its id is not that of a restore
+    return [name for at, name in names if is_safe_name(name) and layout.segment(name) == at]

@@ -25,16 +25,13 @@ from airflow_tune_restore.launch.ray.job import (
 )
 from airflow_tune_restore.launch.ray.job_log import LONGEST_LOG, JobLog
 from airflow_tune_restore.launch.ray.jobs_api import ABSENT_LISTS, OUTAGE_SECONDS, RayJob, RayJobs
-from airflow_tune_restore.launch.ray.submission import (
-    DriverResources,
-    build_submission,
-    submission_id,
-)
+from airflow_tune_restore.launch.ray.submission import DriverResources, build_submission
 from airflow_tune_restore.launch.runner_log import RunnerLog
 from airflow_tune_restore.protocol import layout, lease, window
 from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause
 from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.ray_job import submission_id
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
 from airflow_tune_restore.restore.follow import ask_to_stop

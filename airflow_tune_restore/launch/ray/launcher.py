@@ -26,13 +26,9 @@ from airflow_tune_restore.launch.ray.jobs_api import (
     RayJobs,
 )
 from airflow_tune_restore.launch.ray.package import deliver
-from airflow_tune_restore.launch.ray.submission import (
-    IN_CLUSTER,
-    DriverResources,
-    build_submission,
-    submission_id,
-)
+from airflow_tune_restore.launch.ray.submission import DriverResources, build_submission
 from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords
+from airflow_tune_restore.protocol.ray_job import IN_CLUSTER, submission_id
 from airflow_tune_restore.protocol.request import RunnerExit, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.storage.fs import StoreClients

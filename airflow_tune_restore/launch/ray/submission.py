@@ -1,8 +1,5 @@
-"""The submission of an attempt as a Ray job: its id, its command, its resources."""
+"""The submission of an attempt as a Ray job: its command and its resources."""
 
-import hashlib
-import json
-import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.launch.ray.package import deliver
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.ray_job import submission_id
 from airflow_tune_restore.protocol.request import RunnerRequest, TrialAction
 
 if TYPE_CHECKING:
     from airflow_tune_restore.launch.ray.jobs_api import RayJobs
-
-IN_CLUSTER = "auto"
-"""The address of the cluster for a runner that is a job of that cluster."""
 
 STOP_WAIT_SECONDS = 60
 """Grace period of a stopped job, to save its snapshot; Ray's default is 3 s."""
@@ -32,8 +27,6 @@ A driver that requests nothing runs on the head node. It is memory and not CPUs,
 hold all the CPUs that their own trials wait for.
 """
 
-_SAFE = re.compile(r"[^A-Za-z0-9_-]+")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverResources:
@@ -42,19 +35,6 @@ class DriverResources:
     num_cpus: float = 0.0
     memory: int = DRIVER_MEMORY_BYTES
     resources: Mapping[str, float] = field(default_factory=dict)
-
-
-SUBMISSION_PREFIX = "tune-restore-"
-
-_OF_MANY = {layout.WHOLE_EXPERIMENT: "all", layout.SHARED_DRIVER: "shared"}
-
-
-def submission_id(experiment: str, restore_id: str, trial_id: str, attempt: int) -> str:
-    """Return the id of an attempt's job, computed from the attempt: any process can find the job."""
-    identity = json.dumps([experiment, restore_id, trial_id, attempt])
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    name = _OF_MANY.get(trial_id) or _SAFE.sub("-", trial_id)[:32]
-    return f"{SUBMISSION_PREFIX}{name}-{attempt}-{digest}"
 
 
 def build_submission(

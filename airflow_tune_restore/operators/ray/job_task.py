@@ -10,9 +10,9 @@ from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.ray.attempt_job import Attached, RayAttemptJob
 from airflow_tune_restore.launch.ray.shared_job import SharedDriverJob
-from airflow_tune_restore.launch.ray.submission import IN_CLUSTER
 from airflow_tune_restore.links.ray_job import URL_KEY
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.ray_job import IN_CLUSTER
 from airflow_tune_restore.protocol.request import RunnerOutcome
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
 

@@ -2,11 +2,8 @@
 
 import json
 
-from airflow_tune_restore.launch.ray.submission import (
-    DriverResources,
-    build_submission,
-    submission_id,
-)
+from airflow_tune_restore.launch.ray.submission import DriverResources, build_submission
+from airflow_tune_restore.protocol.ray_job import submission_id
 from airflow_tune_restore.protocol.request import RunnerRequest
 
 REQUEST = RunnerRequest(

@@ -1,0 +1,136 @@
+/** What changes something: restore now, release and undo. Each asks first, and shows the server's sentence. */
+const actions = (() => {
+  "use strict";
+  const { el, foreign, button, facts } = elements;
+
+  const CONF_FLAGS = ["resume_unfinished", "resume_errored", "restart_errored"];
+
+  /** Return why this user may not act; "" if he may. */
+  function whyNot() {
+    const { can_act: canAct, recovery_dag_id: dag } = source.settings;
+    if (!dag) return "No recovery DAG is configured: set [tune_restore] recovery_dag_id.";
+    return canAct ? "" : `You may not run the DAG ${dag}, so you may look, but not act.`;
+  }
+
+  /**
+   * Return a button of an action; it says why it cannot be pressed. A report has none.
+   * @param {Node|string|Array<Node|string>} label
+   * @param {function(): void} act
+   * @param {Object} [options]
+   * @param {string} [options.why] A reason of its own why it cannot be done.
+   * @returns {HTMLElement|null}
+   */
+  function actButton(label, act, { why = "", ...properties } = {}) {
+    if (source.report) return null;
+    const reason = whyNot() || why;
+    const made = button(label, () => { if (!reason) act(); }, properties);
+    if (reason) {
+      made.setAttribute("aria-disabled", "true"); // not `disabled`: the reason has to be reachable
+      made.title = reason;
+      made.append(el("span", { class: "unseen" }, ` (not possible: ${reason})`));
+    }
+    return made;
+  }
+
+  /**
+   * Return the button that starts the recovery DAG with one experiment.
+   * @param {Object} about The experiment.
+   * @param {Object<string, *>} flags As the switches of the plan stand.
+   * @returns {HTMLElement|null}
+   */
+  function restoreNow(about, flags) {
+    const why = about.health === "running" ? "It is running: a live experiment is never touched." : "";
+    return actButton([icons.make("play"), "Restore now…"], () => confirmRestore(about, flags),
+      { why, class: "button primary", id: "restore-now" });
+  }
+
+  function confirmRestore(about, flags) {
+    const dag = source.settings.recovery_dag_id;
+    const conf = { experiment: about.address, ...Object.fromEntries(CONF_FLAGS.map((name) => [name, flags[name]])) };
+    if (flags.stale_after) conf.stale_after = flags.stale_after;
+    dialog.ask({
+      title: "Restore this experiment now?",
+      body: [
+        el("p", {}, "This starts a run of the DAG ", foreign(dag), ", as you, with:"),
+        facts(Object.entries(conf).map(([name, value]) => [name, typeof value === "boolean" ? (value ? "yes" : "no") : value])),
+        ignored(flags),
+      ],
+      yes: "Start the DAG run",
+      act: async () => {
+        const run = await source.airflow(`dags/${encodeURIComponent(dag)}/dagRuns`, { logical_date: null, conf });
+        return el("p", {}, "Started: ", runLink(dag, run.dag_run_id));
+      },
+    });
+  }
+
+  function ignored(flags) {
+    const others = ["resume_cut_short", "allow_scratch"].filter((name) => flags[name]);
+    if (!others.length) return null;
+    return notices.notice("wait", `The DAG run does not get ${others.join(" and ")}: these count in the preview alone. `
+      + "Set them in the DAG, or use the shell.");
+  }
+
+  /**
+   * Return a link to a run in Airflow's own pages.
+   * @param {string} dag
+   * @param {string} run
+   * @param {string} [below] Such as `/tasks/run_trial/mapped/3`.
+   * @param {*} [text]
+   * @returns {HTMLElement}
+   */
+  function runLink(dag, run, below = "", text = run) {
+    const path = `dags/${encodeURIComponent(dag)}/runs/${encodeURIComponent(run)}${below}`;
+    return frame.link(`${source.settings.airflow}/${path}`, foreign(text));
+  }
+
+  /**
+   * Return the button that releases a trial from quarantine.
+   * @param {Object} about The experiment.
+   * @param {string} trial
+   * @param {string} reason Why it is in quarantine.
+   * @param {function(): void} done
+   * @returns {HTMLElement|null}
+   */
+  function release(about, trial, reason, done) {
+    return actButton("Release…", () => dialog.ask({
+      title: "Release this trial from quarantine?",
+      body: [
+        facts([["Experiment", about.name], ["Trial", trial], ["Reason", reason]]),
+        el("p", {}, "Its failures so far no longer count, and the next restore may run it again."),
+      ],
+      yes: "Release it",
+      act: async () => (await source.post("experiment/release", { ...where(), trial })).message,
+      done,
+    }), { class: "button small", "data-action": "release" });
+  }
+
+  /**
+   * Return the button that undoes the newest commit.
+   * @param {Object} about The experiment.
+   * @param {Object} undo What the server foresees.
+   * @param {function(): void} done
+   * @returns {HTMLElement|null}
+   */
+  function undo(about, foreseen, done) {
+    return actButton([icons.make("undo"), "Undo…"], () => dialog.ask({
+      title: "Undo this restore?",
+      is_danger: true,
+      body: [
+        facts([["Experiment", about.name], ["Restore", foreseen.restore_id]]),
+        el("p", {}, "This deletes, and nothing else:"),
+        el("ul", {}, foreseen.deletes.map((key) => el("li", {}, el("code", {}, foreign(key))))),
+        foreseen.newest ? el("p", {}, "The newest state is then ", el("code", {}, foreign(foreseen.newest)), ".") : null,
+      ].filter(Boolean),
+      yes: "Undo it",
+      act: async () => (await source.post("experiment/undo", { ...where(), restore_id: foreseen.restore_id })).message,
+      done,
+    }), { why: foreseen.why_not, class: "button danger", id: "undo" });
+  }
+
+  function where() {
+    const { prefix, path } = page.state();
+    return { prefix, path: path ?? "" };
+  }
+
+  return { restoreNow, release, undo, runLink, whyNot };
+})();

@@ -1,0 +1,30 @@
+"""Values of this package and of storage -> what the page and the report may show."""
+
+import math
+from typing import Any
+
+from airflow_tune_restore.protocol.numbers import strict_json
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+
+
+def showable(value: Any) -> Any:
+    """Return a value of dicts, lists and scalars as strict JSON whose texts can be shown as they are.
+
+    Each text becomes one printable line of at most `NOTE_LENGTH` characters. NaN and infinities become
+    None, and an integer of more than 64 bits becomes a text.
+    """
+    if isinstance(value, str):
+        return printable(str(value), NOTE_LENGTH)
+    if isinstance(value, dict):
+        return {printable(str(key)): showable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [showable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return strict_json(value)
+
+
+def finite(value: Any) -> float | None:
+    """Return a metric as a number that JSON has; None for any other value."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None

@@ -1,0 +1,81 @@
+"""Lists of experiments are kept for a while, and made once for all who ask at the same time."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from airflow_tune_restore.exceptions import StorageError
+from airflow_tune_restore.hooks.experiment_storage import Address
+from airflow_tune_restore.plugin.experiment_lists import ExperimentLists
+from airflow_tune_restore.plugin.places import Places
+from airflow_tune_restore.plugin.settings import Settings
+from airflow_tune_restore.storage.memory import MemoryStore
+
+
+class CountedPlaces(Places):
+    """Counts how often a prefix is opened, which each scan begins with."""
+
+    def __init__(self, error=None):
+        self.now, self.opened, self.error = 0.0, 0, error
+        self.go_on = threading.Event()
+        self.go_on.set()
+        super().__init__(Settings(prefixes={"a": Address("/a")}), monotonic=lambda: self.now)
+
+    def open_prefix(self, prefix):
+        self.opened += 1
+        self.go_on.wait()
+        if self.error:
+            raise self.error
+        return MemoryStore()
+
+
+def test_a_list_is_kept_for_its_seconds():
+    places = CountedPlaces()
+    lists = ExperimentLists(places)
+    assert lists.read("a")["experiments"] == []
+    places.now = 30
+    lists.read("a")
+    assert places.opened == 1
+    places.now = 31
+    lists.read("a")
+    assert places.opened == 2
+
+
+def test_a_fresh_list_is_new():
+    places = CountedPlaces()
+    lists = ExperimentLists(places)
+    for now in (1, 2):
+        places.now = now
+        lists.read("a", fresh=True)
+    assert places.opened == 2
+
+
+def test_a_list_that_was_forgotten_is_made_again():
+    places = CountedPlaces()
+    lists = ExperimentLists(places)
+    lists.read("a")
+    lists.forget("a")
+    lists.read("a")
+    assert places.opened == 2
+
+
+def test_of_many_who_ask_at_once_one_has_the_prefix_scanned():
+    places = CountedPlaces()
+    places.go_on.clear()
+    lists = ExperimentLists(places)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(lists.read, "a") for _ in range(8)]
+        places.go_on.set()
+        answers = [each.result() for each in asked]
+    assert places.opened == 1
+    assert all(each == answers[0] for each in answers)
+
+
+def test_an_error_is_not_kept():
+    places = CountedPlaces(StorageError("no"))
+    lists = ExperimentLists(places)
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            lists.read("a")
+    assert places.opened == 2
