@@ -21,6 +21,7 @@ TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": 
 MARKUP = "<img src=x onerror=alert(1)>"
 BIDI = "evil\u202egnp.exe"
 LINES = "two\nlines"
+RUN_ID = "scheduled__2026-12-01T02:00:00+00:00"
 HOSTILE = (MARKUP, BIDI, LINES, "</script><script>alert(2)</script>", "javascript:alert(3)")
 
 Answer = dict[str, Any] | tuple[int, dict[str, Any]]
@@ -244,7 +245,7 @@ def restores() -> dict[str, Any]:
                 "began": "2026-12-01T02:00:00Z",
                 "dag_run": {
                     "dag_id": "nightly_recovery",
-                    "run_id": "scheduled__2026-12-01T02:00:00+00:00",
+                    "run_id": RUN_ID,
                 },
                 "committed": None,
                 "state_file": None,
@@ -317,7 +318,7 @@ def progress(*, is_over: bool = False) -> dict[str, Any]:
         "is_over": is_over,
         "at": "2026-12-01T04:20:00Z",
         "whole": None,
-        "dag_run": {"dag_id": "nightly_recovery", "run_id": "scheduled__2026-12-01T02:00:00+00:00"},
+        "dag_run": {"dag_id": "nightly_recovery", "run_id": RUN_ID},
         "trials": [
             {
                 "trial_id": f"0000{at}_0000{at}",
@@ -387,7 +388,7 @@ def canned(*, experiments: int = 12, trials: int = 40, **changed: Any) -> Answer
         "POST /api/v2/dags/restore_experiments/dagRuns": lambda _: {
             "dag_run_id": "manual__2026-12-01"
         },
-        "GET /api/v2/dags/nightly_recovery/dagRuns/scheduled__2026-12-01T02:00:00+00:00/taskInstances": lambda _: {
+        f"GET /api/v2/dags/nightly_recovery/dagRuns/{RUN_ID}/taskInstances": lambda _: {
             "task_instances": tasks
         },
     }
