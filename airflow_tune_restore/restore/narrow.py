@@ -24,13 +24,10 @@ from airflow_tune_restore.restore.ledger import Ledger
 from airflow_tune_restore.restore.only import Only
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.restore.planner import choices_for, why_one_run
-from airflow_tune_restore.storage.base import ObjectStore, as_time
+from airflow_tune_restore.storage.base import ERROR_FILE, ObjectStore, as_time
 from airflow_tune_restore.storage.in_flight import for_each
 
 _SKIP = ResumeType.SKIP
-
-ERROR_FILE = "error.txt"
-"""Ray's file of the failures of a trial, in its directory (ray.air.constants.EXPR_ERROR_FILE, 2.60)."""
 
 ERROR_FILE_BYTES = 1024**2
 """Of a larger one the cause is unknown. Ray adds some kilobytes with each failure."""

@@ -14,6 +14,10 @@ PIECE_BYTES = 8 * 1024 * 1024
 OWN_DIRECTORY = ".tune_restore"
 """Only this package writes below it. On disks, links there are not followed."""
 
+ERROR_FILE = "error.txt"
+"""Ray's file of the failures of a trial, in its directory (ray.air.constants.EXPR_ERROR_FILE, 2.60).
+People are shown its text. So on disks a link of this name is not followed: it could lead to a secret."""
+
 
 class Entry(NamedTuple):
     """One child in a listing: an object, or a prefix ("directory") of others. There are thousands.

@@ -26,6 +26,7 @@ from airflow_tune_restore.exceptions import (
     TooLargeError,
 )
 from airflow_tune_restore.storage.base import (
+    ERROR_FILE,
     OWN_DIRECTORY,
     PIECE_BYTES,
     Entry,
@@ -274,7 +275,7 @@ class LocalStore(ObjectStore):
 
     def _open_file(self, path: Path) -> int:
         """Open a file without waiting for the other end of a pipe."""
-        flags = os.O_RDONLY | os.O_NONBLOCK
+        flags = os.O_RDONLY | os.O_NONBLOCK | (os.O_NOFOLLOW if path.name == ERROR_FILE else 0)
         if not self._own_parts(path):
             return os.open(path, flags)
         with self._opened_directory(path.parent) as directory:

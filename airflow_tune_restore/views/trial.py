@@ -8,12 +8,9 @@ from airflow_tune_restore.exceptions import KeyNotFoundError, TuneRestoreError
 from airflow_tune_restore.experiments.budget import IN_MEMORY
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.restore.history import History
-from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.base import ERROR_FILE, ObjectStore
 from airflow_tune_restore.views.experiment import read_ledger_of
 from airflow_tune_restore.views.shown import ShownExperiment
-
-ERROR_FILE = "error.txt"
-"""Ray appends each traceback of a trial (ray.tune.experiment.trial.Trial.handle_error, 2.60)."""
 
 MAX_ERROR_BYTES = 4 * 1024 * 1024
 """A larger `error.txt` is not read: a traceback has some KB."""
