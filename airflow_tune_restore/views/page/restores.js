@@ -14,6 +14,7 @@ const restores = (() => {
     try {
       const answer = await source.get("experiment/restores", place, signal);
       panel.replaceChildren(...body(answer, context));
+      if (!panel.isConnected) return; // another tab was chosen meanwhile
       const first = answer.restores.find((one) => one.state === "committed");
       const wanted = page.state().restore ?? first?.restore_id;
       panel.querySelector(`[data-restore="${CSS.escape(wanted ?? "")}"] .changes-of`)?.click();
