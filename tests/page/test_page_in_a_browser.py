@@ -147,6 +147,7 @@ def test_restore_now_shows_what_it_sends_and_then_the_run(visit, answers):
                 "resume_unfinished": True,
                 "resume_errored": True,
                 "restart_errored": False,
+                "stale_after": 1800.0,
             },
         }
     ]

@@ -47,6 +47,7 @@ def settings(**changes: Any) -> dict[str, Any]:
         "user": "admin",
         "airflow": "",
         "cache_seconds": 30,
+        "stale_after": 1800.0,
         "problem": "",
         **changes,
     }
@@ -318,6 +319,9 @@ def progress(*, is_over: bool = False) -> dict[str, Any]:
         "is_over": is_over,
         "at": "2026-12-01T04:20:00Z",
         "whole": None,
+        "counts": dict.fromkeys(states, 1),
+        "pending": 0,
+        "hidden": 0,
         "dag_run": {"dag_id": "nightly_recovery", "run_id": RUN_ID},
         "trials": [
             {
@@ -368,6 +372,7 @@ def canned(*, experiments: int = 12, trials: int = 40, **changed: Any) -> Answer
         "GET api/experiment/progress": lambda _: progress(),
         "GET api/dag_run": lambda _: {
             "trial": "00001_00001",
+            "hidden": 0,
             "restores": [
                 {
                     "prefix": "team sweeps",

@@ -47,12 +47,12 @@ const actions = (() => {
   function confirmRestore(about, flags) {
     const dag = source.settings.recovery_dag_id;
     const conf = { experiment: about.address, ...Object.fromEntries(CONF_FLAGS.map((name) => [name, flags[name]])) };
-    if (flags.stale_after) conf.stale_after = flags.stale_after;
+    conf.stale_after = flags.stale_after || source.settings.stale_after;
     dialog.ask({
       title: "Restore this experiment now?",
       body: [
         el("p", {}, "This starts a run of the DAG ", foreign(dag), ", as you, with:"),
-        facts(Object.entries(conf).map(([name, value]) => [name, typeof value === "boolean" ? (value ? "yes" : "no") : value])),
+        facts(Object.entries(conf).map(([name, value]) => [name, typeof value === "boolean" ? (value ? "yes" : "no") : name === "stale_after" ? `${words.number(value)} s` : value])),
         ignored(flags),
       ],
       yes: "Start the DAG run",

@@ -83,8 +83,7 @@ const experiments = (() => {
     page.locate(state.prefix ? [[state.prefix, null]] : [],
       button([icons.make("refresh"), "Look again"], () => labels.forEach((label) => read(label, true)),
         { class: "button", title: "List the store again, now" }));
-    root.append(el("h1", {}, "Tune experiments"), problems, filters.element, list.element, facts);
-    if (source.settings.problem) problems.append(notices.warnings([source.settings.problem]));
+    root.append(el("h1", {}, "Tune experiments"), notices.warnings([source.settings.problem].filter(Boolean)) ?? "", problems, filters.element, list.element, facts);
 
     async function read(label, fresh = false) {
       facts.textContent = "Looking for experiments…";

@@ -9,7 +9,7 @@ const words = (() => {
     PAUSED: ["pause", "wait"], ERROR: ["cross", "bad"],
     finished: ["check", "good"], errored: ["cross", "bad"], interrupted: ["pause", "wait"],
     running: ["play", "busy"], not_started: ["circle", "idle"], unreadable: ["question", "odd"],
-    failed: ["cross", "bad"], waiting: ["circle", "idle"], silent: ["silent", "odd"], paused: ["pause", "wait"],
+    failed: ["cross", "bad"], waiting: ["circle", "idle"], ended: ["check", "idle"], silent: ["silent", "odd"], paused: ["pause", "wait"],
     committed: ["check", "good"], undone: ["undo", "idle"], left: ["warning", "wait"], empty: ["circle", "idle"],
   };
   const ORDER = ["TERMINATED", "RUNNING", "PAUSED", "PENDING", "ERROR"];
