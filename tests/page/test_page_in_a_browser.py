@@ -25,7 +25,10 @@ def visit(open_page, answers):
 
 
 def query_of(page):
-    return {name: value[0] for name, value in parse_qs(urlsplit(page.evaluate("location.href")).query).items()}
+    return {
+        name: value[0]
+        for name, value in parse_qs(urlsplit(page.evaluate("location.href")).query).items()
+    }
 
 
 def names(page):
@@ -134,7 +137,7 @@ def test_restore_now_shows_what_it_sends_and_then_the_run(visit, answers):
     answers[route] = lambda body: sent.append(body) or {"dag_run_id": "manual__1"}
     page = visit(f"{EXPERIMENT}&tab=plan")
     page.locator("#plan .numbers").wait_for()
-    page.locator("#restore-now").first.click()
+    page.locator('[data-action="restore-now"]').first.click()
     assert "s3://minio@bucket/sweeps/2026-01/resnet" in page.locator("dialog").inner_text()
     assert sent == []
     page.get_by_role("button", name="Start the DAG run").click()
@@ -156,7 +159,7 @@ def test_restore_now_shows_what_it_sends_and_then_the_run(visit, answers):
 def test_whoever_may_not_act_is_told_why(visit, answers):
     answers["GET api/settings"] = lambda _: settings(can_act=False)
     page = visit(EXPERIMENT)
-    act = page.locator("#restore-now")
+    act = page.locator('[data-action="restore-now"]')
     act.wait_for()
     assert act.get_attribute("aria-disabled") == "true"
     assert "may not run the DAG restore_experiments" in act.get_attribute("title")
@@ -176,7 +179,7 @@ def test_a_release_is_confirmed_and_the_sentence_of_the_server_is_shown(visit):
 def test_an_undo_that_is_refused_says_why(visit, answers):
     answers["POST api/experiment/undo"] = lambda _: (409, {"detail": "A newer state was written."})
     page = visit(f"{EXPERIMENT}&tab=restores")
-    page.locator("#undo").click()
+    page.locator('[data-action="undo"]').click()
     page.get_by_role("button", name="Undo it").click()
     page.locator("dialog .failure").wait_for()
     assert "A newer state was written." in page.locator("dialog .failure").inner_text()

@@ -85,7 +85,7 @@ def test_before_and_after_of_the_restore_is_in_it_and_no_action(page):
     changed = page.locator(f'#changes [data-row="{RESUMED}"]')
     changed.wait_for()
     assert "2 → 6" in changed.inner_text()
-    for name in ("#undo", "#restore-now", '[data-action="release"]'):
+    for name in ('[data-action="undo"]', '[data-action="restore-now"]', '[data-action="release"]'):
         assert page.locator(name).count() == 0
     page.locator("#tab-plan").click()
     page.locator("#plan .numbers").wait_for()

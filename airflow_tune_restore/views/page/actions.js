@@ -41,7 +41,7 @@ const actions = (() => {
   function restoreNow(about, flags) {
     const why = about.health === "running" ? "It is running: a live experiment is never touched." : "";
     return actButton([icons.make("play"), "Restore now…"], () => confirmRestore(about, flags),
-      { why, class: "button primary", id: "restore-now" });
+      { why, class: "button primary", "data-action": "restore-now" });
   }
 
   function confirmRestore(about, flags) {
@@ -124,7 +124,7 @@ const actions = (() => {
       yes: "Undo it",
       act: async () => (await source.post("experiment/undo", { ...where(), restore_id: foreseen.restore_id })).message,
       done,
-    }), { why: foreseen.why_not, class: "button danger", id: "undo" });
+    }), { why: foreseen.why_not, class: "button danger", "data-action": "undo" });
   }
 
   function where() {

@@ -3,7 +3,7 @@ const curves = (() => {
   "use strict";
   const { el, foreign, field, select, button } = elements;
 
-  const TOP = 10;
+  const TOP = 8; // as many as there are colours
 
   /**
    * Draw the tab.

@@ -108,6 +108,8 @@ const experiments = (() => {
       const shown = rows.filter(filters.test);
       filters.count(rows);
       list.setRows(shown);
+      const has_failed = failed.size === labels.length && !rows.length;
+      [filters.element, list.element, facts].forEach((each) => { each.hidden = has_failed; });
       const are_read = labels.every((label) => known.has(label) || failed.has(label));
       if (are_read && !shown.length) fill(list.element.querySelector(".nothing"), rows.length);
       if (are_read) facts.replaceChildren(...describe(labels, rows.length, shown.length));
@@ -116,8 +118,7 @@ const experiments = (() => {
     }
 
     function fill(place, count) {
-      if (failed.size === labels.length) place.replaceChildren();
-      else if (count) {
+      if (count) {
         place.replaceChildren(notices.empty("No experiment passes the filters",
           el("p", {}, `${words.counted(count, "experiment")} ${count === 1 ? "is" : "are"} hidden.`),
           button("Clear the filters", filters.clear, { class: "button primary" })));
