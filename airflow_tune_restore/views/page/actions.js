@@ -41,18 +41,18 @@ const actions = (() => {
   function restoreNow(about, flags) {
     const why = about.health === "running" ? "It is running: a live experiment is never touched." : "";
     return actButton([icons.make("play"), "Restore now…"], () => confirmRestore(about, flags),
-      { why, class: "button primary", id: "restore-now" });
+      { why, class: "button primary", "data-action": "restore-now" });
   }
 
   function confirmRestore(about, flags) {
     const dag = source.settings.recovery_dag_id;
     const conf = { experiment: about.address, ...Object.fromEntries(CONF_FLAGS.map((name) => [name, flags[name]])) };
-    if (flags.stale_after) conf.stale_after = flags.stale_after;
+    conf.stale_after = flags.stale_after || source.settings.stale_after;
     dialog.ask({
       title: "Restore this experiment now?",
       body: [
         el("p", {}, "This starts a run of the DAG ", foreign(dag), ", as you, with:"),
-        facts(Object.entries(conf).map(([name, value]) => [name, typeof value === "boolean" ? (value ? "yes" : "no") : value])),
+        facts(Object.entries(conf).map(([name, value]) => [name, typeof value === "boolean" ? (value ? "yes" : "no") : name === "stale_after" ? `${words.number(value)} s` : value])),
         ignored(flags),
       ],
       yes: "Start the DAG run",
@@ -124,7 +124,7 @@ const actions = (() => {
       yes: "Undo it",
       act: async () => (await source.post("experiment/undo", { ...where(), restore_id: foreseen.restore_id })).message,
       done,
-    }), { why: foreseen.why_not, class: "button danger", id: "undo" });
+    }), { why: foreseen.why_not, class: "button danger", "data-action": "undo" });
   }
 
   function where() {

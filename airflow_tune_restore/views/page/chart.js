@@ -6,6 +6,7 @@ const chart = (() => {
   const HEIGHT = 400;
   const REACH = 40;
   const SERIES = 8;
+  const WHOLE = [0, 1, 2, 3, 4, 5, 6, 7].flatMap((power) => [1, 2, 5].map((step) => step * 10 ** power));
 
   /** Return a colour of the theme. */
   function themed(name) {
@@ -45,6 +46,8 @@ const chart = (() => {
     };
     const plot = new uPlot(options, chartData.aligned(lines), place);
     plot.over.append(tip);
+    place.dataset.lines = lines.length;
+    place.dataset.seams = seams.length;
     plot.over.addEventListener("mouseleave", () => { tip.hidden = true; });
     plot.ctx.canvas.setAttribute("role", "img");
     plot.ctx.canvas.setAttribute("aria-label", describe(answer, how));
@@ -80,7 +83,8 @@ const chart = (() => {
       font: "12px Inter, system-ui, sans-serif", labelFont: "12px Inter, system-ui, sans-serif", labelSize: 20 };
     const plain = (plot, values) => values.map((value) => (value === null ? "" : words.number(value)));
     return [
-      { ...look, label: chartData.X_NAMES[how.axis], size: how.axis === "clock" ? 48 : 34, ...(how.axis === "clock" ? {} : { values: plain }) },
+      { ...look, label: chartData.X_NAMES[how.axis], size: how.axis === "clock" ? 48 : 34, ...(how.axis === "clock" ? {} : { values: plain }),
+        ...(how.axis === "iteration" ? { incrs: WHOLE } : {}) },
       { ...look, label: answer.metric, size: 64, ...(how.is_log ? {} : { values: plain }) },
     ];
   }

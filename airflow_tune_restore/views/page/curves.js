@@ -3,7 +3,7 @@ const curves = (() => {
   "use strict";
   const { el, foreign, field, select, button } = elements;
 
-  const TOP = 10;
+  const TOP = 8; // as many as there are colours
 
   /**
    * Draw the tab.
@@ -23,6 +23,7 @@ const curves = (() => {
     const remarks = el("div", { class: "remarks" });
     let answer = null;
     let drawn = null;
+    let asked = 0;
 
     const top = el("input", { type: "number", min: 1, max: trials.MAX_PICKED, value: String(wanted.top), id: "top", onchange: () => {
       wanted.top = Math.max(1, Math.min(trials.MAX_PICKED, Number(top.value) || TOP));
@@ -51,6 +52,7 @@ const curves = (() => {
       remarks, area, legend, below);
 
     async function read() {
+      const turn = ++asked;
       how.hidden.clear();
       if (wanted.which === "failed") await trials.fetchMissing(context, ["cause"]).catch(() => {}); // then by status alone
       const ids = chosenIds(context, wanted);
@@ -61,12 +63,14 @@ const curves = (() => {
       if (!answer) area.replaceChildren(notices.loading("Reading the results…"));
       area.setAttribute("aria-busy", "true");
       try {
-        answer = await source.get("experiment/curves", { ...place, metric: page.state().metric || about.metric, trial: ids }, signal);
+        const got = await source.get("experiment/curves", { ...place, metric: page.state().metric || about.metric, trial: ids }, signal);
+        if (turn !== asked) return; // something else was asked for meanwhile, or the tab was left
+        answer = got;
         area.removeAttribute("aria-busy");
         drawMetric();
         show();
       } catch (error) {
-        if (signal.aborted) return;
+        if (signal.aborted || turn !== asked) return;
         clear();
         area.replaceChildren(notices.failure(error, read));
       }
@@ -118,9 +122,13 @@ const curves = (() => {
         : notices.empty("No trial to draw", el("p", {}, "No trial has reported a result yet.")));
     }
 
-    page.onTheme(() => answer && show());
+    const forget = page.onTheme(() => answer && show());
     read();
-    return clear;
+    return () => {
+      asked += 1;
+      forget();
+      clear();
+    };
   }
 
   function choices({ about }) {

@@ -22,11 +22,11 @@ const dagRun = (() => {
       }
     }
 
-    function show({ restores: all, trial }) {
+    function show({ restores: all, trial, hidden }) {
       root.replaceChildren(el("h1", {}, all.length === 1 ? ["Restore of ", foreign(all[0].name)] : "Restores of this run"));
       if (!all.length) root.append(nothing());
       else if (all.length === 1) one(all[0], trial);
-      else root.append(list(all));
+      else root.append(list(all), hidden ? el("p", { class: "faint" }, `${words.counted(hidden, "more restore")} not shown.`) : "");
     }
 
     function one(it, trial) {

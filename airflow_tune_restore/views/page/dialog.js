@@ -23,7 +23,7 @@ const dialog = (() => {
 
     async function run() {
       go.disabled = true;
-      answer.replaceChildren(notices.loading("Working…"));
+      answer.replaceChildren(notices.loading("Working… This may take a minute, if it has to wait for the lease."));
       try {
         const said = await act();
         is_done = true;

@@ -83,8 +83,7 @@ const experiments = (() => {
     page.locate(state.prefix ? [[state.prefix, null]] : [],
       button([icons.make("refresh"), "Look again"], () => labels.forEach((label) => read(label, true)),
         { class: "button", title: "List the store again, now" }));
-    root.append(el("h1", {}, "Tune experiments"), problems, filters.element, list.element, facts);
-    if (source.settings.problem) problems.append(notices.warnings([source.settings.problem]));
+    root.append(el("h1", {}, "Tune experiments"), notices.warnings([source.settings.problem].filter(Boolean)) ?? "", problems, filters.element, list.element, facts);
 
     async function read(label, fresh = false) {
       facts.textContent = "Looking for experiments…";
@@ -109,6 +108,8 @@ const experiments = (() => {
       const shown = rows.filter(filters.test);
       filters.count(rows);
       list.setRows(shown);
+      const has_failed = failed.size === labels.length && !rows.length;
+      [filters.element, list.element, facts].forEach((each) => { each.hidden = has_failed; });
       const are_read = labels.every((label) => known.has(label) || failed.has(label));
       if (are_read && !shown.length) fill(list.element.querySelector(".nothing"), rows.length);
       if (are_read) facts.replaceChildren(...describe(labels, rows.length, shown.length));
@@ -117,8 +118,7 @@ const experiments = (() => {
     }
 
     function fill(place, count) {
-      if (failed.size === labels.length) place.replaceChildren();
-      else if (count) {
+      if (count) {
         place.replaceChildren(notices.empty("No experiment passes the filters",
           el("p", {}, `${words.counted(count, "experiment")} ${count === 1 ? "is" : "are"} hidden.`),
           button("Clear the filters", filters.clear, { class: "button primary" })));

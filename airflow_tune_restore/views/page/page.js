@@ -79,9 +79,11 @@ const page = (() => {
   /**
    * Call a function when the theme changes, until the view is left.
    * @param {function(): void} listener
+   * @returns {function(): void} Ends it sooner.
    */
   function onTheme(listener) {
     LISTENERS.add(listener);
+    return () => LISTENERS.delete(listener);
   }
 
   const VIEWS = {

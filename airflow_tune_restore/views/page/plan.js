@@ -55,7 +55,7 @@ const plan = (() => {
       if (!result.firstChild) result.replaceChildren(notices.loading("Planning…"));
       let shown;
       try {
-        shown = body(await source.get("experiment/plan", { ...place, ...chosen }, signal));
+        shown = body(await source.get("experiment/plan", { ...place, ...chosen, stale_after: chosen.stale_after || source.settings.stale_after }, signal));
       } catch (error) {
         if (signal.aborted) return;
         shown = [notices.failure(error, read)];
@@ -80,7 +80,7 @@ const plan = (() => {
       } });
       return el("label", { class: "switch", title }, box, el("span", { class: "track" }), label);
     });
-    const stale = el("input", { type: "number", min: 0, step: 60, value: String(now.stale_after), placeholder: "default", id: "stale-after", onchange: () => {
+    const stale = el("input", { type: "number", min: 0, step: 60, value: String(now.stale_after), placeholder: String(source.settings.stale_after), id: "stale-after", onchange: () => {
       page.remember({ stale_after: stale.value });
       onchange();
     } });

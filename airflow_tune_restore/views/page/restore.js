@@ -4,7 +4,7 @@ const restore = (() => {
   const { el, foreign, link, facts } = elements;
 
   const POLL_MILLISECONDS = 5000;
-  const STATES = ["failed", "interrupted", "silent", "running", "paused", "waiting", "finished"];
+  const STATES = ["failed", "interrupted", "silent", "running", "paused", "waiting", "ended", "finished"];
 
   /**
    * Draw the restore of the address.
@@ -42,7 +42,7 @@ const restore = (() => {
       clearTimeout(timer);
       try {
         const answer = await source.get("experiment/progress", asked, signal);
-        is_over = answer.is_over;
+        is_over = answer.is_over && !answer.pending; // some ends are read at the next look
         tasks = await tasksOf(answer.dag_run, tasks, signal);
         list.setColumns(columns(tasks, answer.dag_run));
         list.setRows(answer.trials);
@@ -94,9 +94,7 @@ const restore = (() => {
   }
 
   function headline(answer, place) {
-    const counts = {};
-    for (const { state } of answer.trials) counts[state] = (counts[state] ?? 0) + 1;
-    const run = answer.dag_run;
+    const { counts, dag_run: run } = answer;
     return [
       el("p", { class: "numbers" },
         answer.is_over ? words.badge("finished") : words.badge("running"),
@@ -109,6 +107,7 @@ const restore = (() => {
         ["Before and after", answer.is_over ? link({ view: "experiment", prefix: place.prefix, path: place.path, tab: "restores", restore: place.restore_id }, "what it changed") : null],
       ]),
       answer.whole ? whole(answer.whole) : "",
+      answer.hidden ? el("p", { class: "faint" }, `${words.counted(answer.hidden, "more trial")} not shown.`) : "",
     ];
   }
 

@@ -14,6 +14,7 @@ const restores = (() => {
     try {
       const answer = await source.get("experiment/restores", place, signal);
       panel.replaceChildren(...body(answer, context));
+      if (!panel.isConnected) return; // another tab was chosen meanwhile
       const first = answer.restores.find((one) => one.state === "committed");
       const wanted = page.state().restore ?? first?.restore_id;
       panel.querySelector(`[data-restore="${CSS.escape(wanted ?? "")}"] .changes-of`)?.click();
@@ -67,7 +68,7 @@ const restores = (() => {
   }
 
   function describeFlags(flags) {
-    return Object.entries(flags ?? {}).map(([name, value]) => (value === true ? name : `${name}=${JSON.stringify(value)}`)).join(", ");
+    return Object.entries(flags ?? {}).map(([name, value]) => (value === true ? name : `${name}: ${value}`)).join(", ");
   }
 
   async function changes(place, id, context) {
@@ -87,7 +88,8 @@ const restores = (() => {
         row.final_trial_id && row.final_trial_id !== row.trial_id ? el("div", { class: "small faint" }, "now ", foreign(row.final_trial_id)) : ""] },
       { key: "action", label: "Action", value: (row) => row.action },
       { key: "status", label: "Status", value: (row) => row.status_after,
-        cell: (row) => arrow(row.status_before && words.badge(row.status_before), words.badge(row.status_after)) },
+        cell: (row) => (row.status_before === row.status_after ? words.badge(row.status_after)
+          : arrow(row.status_before && words.badge(row.status_before), words.badge(row.status_after))) },
       { key: "iteration", label: "Iterations", is_numeric: true, value: (row) => row.iteration_after,
         cell: (row) => arrow(words.number(row.iteration_before), words.number(row.iteration_after)) },
       { key: "metric", label: metric || "Metric", is_numeric: true, value: (row) => row.metric_after,

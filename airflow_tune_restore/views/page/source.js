@@ -130,7 +130,5 @@ const source = (() => {
     get settings() { return settings; },
     /** The ids of the trials whose curves can be asked for; null for any. */
     get drawable() { return report ? (report.answers["experiment/curves"]?.trials ?? []).map((t) => t.trial_id) : null; },
-    /** The milliseconds that "ago" counts from: a report is read long after it was written. */
-    now: () => (report ? Date.parse(report.written_at) : Date.now()),
   };
 })();

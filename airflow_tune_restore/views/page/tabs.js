@@ -5,8 +5,8 @@ const tabs = (() => {
 
   /**
    * Return tabs.
-   * @param {Array<{key: string, label: string, draw: function(HTMLElement): (function(): void|void)}>} each
-   *   `draw` fills the panel, and may return what ends its work.
+   * @param {Array<{key: string, label: string, draw: function(HTMLElement): *}>} each
+   *   `draw` fills the panel, and may return a function that ends its work.
    * @param {string} chosen
    * @param {function(string): void} onchoose
    * @returns {{element: HTMLElement, choose: function(string): void, leave: function(): void}}
@@ -38,9 +38,11 @@ const tabs = (() => {
         one.tabIndex = is_chosen ? 0 : -1;
       });
       panel.setAttribute("aria-labelledby", `tab-${tab.key}`);
-      panel.replaceChildren();
+      const place = el("div"); // what a tab that was left still waits for is drawn where nobody sees it
+      panel.replaceChildren(place);
       onchoose(tab.key);
-      end = tab.draw(panel) ?? null;
+      const ended = tab.draw(place);
+      end = typeof ended === "function" ? ended : null;
     }
 
     function leave() {

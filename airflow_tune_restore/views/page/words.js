@@ -9,7 +9,7 @@ const words = (() => {
     PAUSED: ["pause", "wait"], ERROR: ["cross", "bad"],
     finished: ["check", "good"], errored: ["cross", "bad"], interrupted: ["pause", "wait"],
     running: ["play", "busy"], not_started: ["circle", "idle"], unreadable: ["question", "odd"],
-    failed: ["cross", "bad"], waiting: ["circle", "idle"], silent: ["silent", "odd"], paused: ["pause", "wait"],
+    failed: ["cross", "bad"], waiting: ["circle", "idle"], ended: ["check", "idle"], silent: ["silent", "odd"], paused: ["pause", "wait"],
     committed: ["check", "good"], undone: ["undo", "idle"], left: ["warning", "wait"], empty: ["circle", "idle"],
   };
   const ORDER = ["TERMINATED", "RUNNING", "PAUSED", "PENDING", "ERROR"];
@@ -52,15 +52,15 @@ const words = (() => {
   }
 
   /**
-   * Return how long ago a time was; its title is the exact time.
+   * Return how long ago a time was; its title is the exact time. A report, which is read later, has that alone.
    * @param {string|null} iso
    * @returns {Node}
    */
   function ago(iso) {
     const at = Date.parse(iso ?? "");
     if (Number.isNaN(at)) return document.createTextNode(NOTHING);
-    const seconds = (source.now() - at) / 1000;
-    const shown = seconds < 0 ? exact(iso) : seconds < 45 ? "just now" : `${span(seconds)} ago`;
+    const seconds = (Date.now() - at) / 1000;
+    const shown = seconds < 0 || source.report ? exact(iso) : seconds < 45 ? "just now" : `${span(seconds)} ago`;
     return el("time", { dateTime: iso, title: exact(iso) }, shown);
   }
 
