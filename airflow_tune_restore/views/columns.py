@@ -1,4 +1,4 @@
-"""What a table of trials can show of each row of a state: hyper-parameters, results, checkpoint.
+"""The columns that a table of trials can show of a state: hyper-parameters, results, checkpoints.
 
 A row has 13 KB, and a table needs less than one of them. So each row is read once, while it is in memory,
 and a few names and short values of it are kept, packed. Rows are untrusted: names, texts and the sum of
@@ -36,7 +36,7 @@ RAY_FIELDS = frozenset(
         "time_total_s timestamp timesteps_since_restore timesteps_total training_iteration trial_id"
     ).split()
 )
-"""What Ray adds to each result (ray.tune.result.AUTO_RESULT_KEYS, 2.60): it comes after own metrics."""
+"""Fields that Ray adds to each result (ray.tune.result.AUTO_RESULT_KEYS, 2.60): metrics come first."""
 
 TIME_TOTAL = "time_total_s"
 
@@ -52,7 +52,7 @@ _NOT_FINITE = ("nan", "inf", "-inf")
 
 
 class Facts(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What is kept of one row: values by Ray's flat names (`a/b`), without `config/` and `metrics/`."""
+    """The values kept of one row, by Ray's flat names (`a/b`), without `config/` and `metrics/`."""
 
     config: dict[str, Cell] = {}
     result: dict[str, Cell] = {}
