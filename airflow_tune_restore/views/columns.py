@@ -169,8 +169,14 @@ class Columns:
 def flat_cells(values: Iterable[tuple[str, Any]]) -> dict[str, Cell]:
     """Return the first values by their flat names, all of them fit to be shown."""
     found: dict[str, Cell] = {}
-    for name, value in islice(leaves(values), MAX_NAMES):
-        found.setdefault(shown_name(name), cell(value))
+    for top, value in islice(values, 2 * MAX_NAMES):  # chosen parameters come twice
+        if len(found) >= MAX_NAMES:
+            break
+        if type(value) is not dict:  # as nearly all, and twice as fast
+            found.setdefault(shown_name(top), cell(value))
+            continue
+        for name, leaf in islice(leaves([(top, value)]), MAX_NAMES - len(found)):
+            found.setdefault(shown_name(name), cell(leaf))
     return found
 
 
@@ -185,19 +191,14 @@ def cell(value: Any) -> Cell:
 
     What is not a scalar becomes a short text.
     """
-    match value:
-        case bool() | None:
-            return value
-        case str():
-            return printable(value, TEXT_LENGTH)
-        case float():
-            return value if math.isfinite(value) else str(value)
-        case int() if abs(value) <= MAX_COUNT:
-            return value
-        case int():
-            return cut(str(value), TEXT_LENGTH)
-        case _:
-            return text_of(value)
+    kind = type(value)
+    if kind is float:
+        return value if math.isfinite(value) else str(value)
+    if kind is str:
+        return printable(value, TEXT_LENGTH)
+    if kind is int:
+        return value if abs(value) <= MAX_COUNT else cut(str(value), TEXT_LENGTH)
+    return value if value is None or kind is bool else text_of(value)
 
 
 def number(value: Any) -> float | int | None:
