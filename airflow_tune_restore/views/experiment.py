@@ -41,6 +41,8 @@ def show_experiment(
     *,
     path: str = "",
     address: str = "",
+    stale_after: timedelta = DEFAULT_STALE_AFTER,
+    ask_holder: AskHolder | None = None,
     report: ExperimentReport | None = None,
 ) -> dict[str, Any]:
     """Return what the page of an experiment shows first; writes nothing.
@@ -49,7 +51,8 @@ def show_experiment(
     ledger are read anew: they change while the root stays the same. A caller may give the `report` that
     `examine_shown` has just returned.
     """
-    report = report or examine_shown(store, root, shown)
+    if report is None:
+        report = examine_shown(store, root, shown, stale_after=stale_after, ask_holder=ask_holder)
     ledger, ledger_warning = read_ledger_of(store, shown)
     columns = _first_columns(shown, ledger)
     left_out = shown.columns.left_out

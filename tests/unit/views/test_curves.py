@@ -104,6 +104,11 @@ def test_metrics_are_the_names_of_numbers_those_of_the_trial_first():
     ]
 
 
+def test_without_a_metric_it_is_that_of_the_experiment():
+    found = curves(made(lines(rows_of(1, 2))), "bad", metric="")
+    assert (found["metric"], found["trials"][0]["value"]) == ("score", [10, 20])
+
+
 def test_a_nested_metric_has_the_name_that_ray_gives_it():
     rows = rows_of(1, 2, eval={"loss": 0.25})
     assert curve(made(lines(rows)), "eval/loss")["value"] == [0.25, 0.25]
