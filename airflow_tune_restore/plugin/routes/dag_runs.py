@@ -7,6 +7,7 @@ from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import BeforeValidator
 from sqlalchemy import select
 
 from airflow_tune_restore.plugin.answers import as_json
@@ -24,6 +25,11 @@ router = APIRouter(prefix="/api/dag_run")
 Id = Annotated[str, Query(max_length=250)]
 """The id of a DAG, a run or a task, which Airflow keeps as short."""
 
+_UNMAPPED = "{MAP_INDEX}"
+"""What Airflow leaves in the address of the tab on a task that is not mapped."""
+
+MapIndex = Annotated[int, BeforeValidator(lambda text: -1 if text == _UNMAPPED else text)]
+
 _PLANS = 50
 """Plan tasks of one run that are read."""
 
@@ -38,7 +44,7 @@ def read_dag_run(  # noqa: PLR0913  the parameters of a task instance
     dag_id: Id,
     run_id: Id,
     task_id: Id = "",
-    map_index: int = -1,
+    map_index: MapIndex = -1,
 ) -> Response:
     """Return the restores of a run; for a task of one trial, that trial and its restore."""
     plans = _read_plans(session, dag_id, run_id)
