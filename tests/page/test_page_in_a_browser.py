@@ -208,6 +208,16 @@ def test_the_theme_is_that_of_the_browser_when_it_stands_alone(visit, scheme):
     )
 
 
+def test_in_a_frame_it_follows_the_theme_of_airflow_and_leaves_by_its_page(visit):
+    host = visit(f"../host{LIVE}", color_scheme="light")
+    inside = host.frame_locator("iframe")
+    inside.locator("html.dark").wait_for()
+    host.evaluate("document.documentElement.className = 'light'")
+    inside.locator("html:not(.dark)").wait_for()
+    inside.locator('[data-row="00002_00002"]').get_by_role("link", name="Log").click()
+    host.wait_for_url("**/dags/nightly_recovery/runs/**/tasks/run_trial/mapped/2")
+
+
 @pytest.mark.parametrize("query", ["", EXPERIMENT, f"{EXPERIMENT}&tab=curves", LIVE])
 def test_nothing_is_wider_than_half_a_screen(visit, query):
     page = visit(query, viewport={"width": 640, "height": 900})
