@@ -49,7 +49,7 @@ _Version = tuple[str, datetime | None]
 
 
 class Answer(NamedTuple):
-    """What is known by now; while a value `is_pending`, it may be that of an older state."""
+    """The best value as far as it is known; while it `is_pending`, it may be that of an older state."""
 
     best: Best
     is_pending: bool = False

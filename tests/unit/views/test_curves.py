@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from airflow_tune_restore.exceptions import InvalidInputError, UnknownTrialError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.printable import is_printable
+from airflow_tune_restore.restore.choices import Strategy
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.storage.memory import MemoryStore
@@ -99,6 +102,11 @@ def test_metrics_are_the_names_of_numbers_those_of_the_trial_first():
         "time_total_s",
         "timestamp",
     ]
+
+
+def test_without_a_metric_it_is_that_of_the_experiment():
+    found = curves(made(lines(rows_of(1, 2))), "bad", metric="")
+    assert (found["metric"], found["trials"][0]["value"]) == ("score", [10, 20])
 
 
 def test_a_nested_metric_has_the_name_that_ray_gives_it():
@@ -246,6 +254,26 @@ def test_a_restored_trial_shows_both_parts_and_the_seam():
     assert (seam["iteration"], seam["index"], seam["restore_id"]) == (2, 2, "r1")
     assert seam["at"]
     assert while_it_runs["seams"] == found["seams"]
+
+
+def test_a_run_of_all_trials_leaves_a_seam_in_each_that_it_resumed():
+    store = made(lines(rows_of(1, 2)))
+    plan = start_night(store, "r1", strategy=Strategy.WHOLE_EXPERIMENT)
+    assert plan.is_whole_experiment
+    store.put("dir_bad/result.json", lines(rows_of(1, 2, 3)))
+    before = curve(store)["seams"]
+    claim_attempt(store, plan, layout.WHOLE_EXPERIMENT, RunnerSettings(trainable="m:train"))
+    assert not before
+    assert [seam["restore_id"] for seam in curve(store)["seams"]] == ["r1"]
+
+
+def test_a_restarted_trial_has_no_seam():
+    store = made(lines(rows_of(1, 2)))
+    flags = ResumeFlags.from_flags(restart_errored=True)
+    plan = start_night(store, "r1", flags=flags)
+    leave_attempt(store, plan, "bad", iteration=4)
+    store.put("dir_bad/result.json", lines(rows_of(1, 2, 3, 4)))
+    assert curve(store)["seams"] == []
 
 
 def test_two_restores_from_one_checkpoint_are_two_seams_if_both_ran():
