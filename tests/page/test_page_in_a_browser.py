@@ -47,6 +47,7 @@ def test_experiments_are_listed_and_hostile_names_are_text(visit):
 
 def test_filters_are_in_the_address_and_are_read_from_it(visit):
     page = visit()
+    page.locator("#experiments tbody tr").first.wait_for()
     page.locator('[data-health="errored"]').click()
     page.locator("#filter-text").fill("resnet")
     assert query_of(page) | {"health": "errored", "text": "resnet"} == query_of(page)

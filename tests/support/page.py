@@ -385,7 +385,7 @@ def canned(*, experiments: int = 12, trials: int = 40, **changed: Any) -> Answer
                     "name": "resnet",
                     "place": "s3://bucket/sweeps",
                     "restore_id": "r-20261201",
-                    "outcome": "running",
+                    "outcome": "restored",
                     "reason": "5 trials to run",
                     "problem": "",
                 }
