@@ -47,6 +47,7 @@ def test_experiments_are_listed_and_hostile_names_are_text(visit):
 
 def test_filters_are_in_the_address_and_are_read_from_it(visit):
     page = visit()
+    page.locator("#experiments tbody tr").first.wait_for()
     page.locator('[data-health="errored"]').click()
     page.locator("#filter-text").fill("resnet")
     assert query_of(page) | {"health": "errored", "text": "resnet"} == query_of(page)
@@ -206,6 +207,16 @@ def test_the_theme_is_that_of_the_browser_when_it_stands_alone(visit, scheme):
     assert page.evaluate("document.documentElement.classList.contains('dark')") == (
         scheme == "dark"
     )
+
+
+def test_in_a_frame_it_follows_the_theme_of_airflow_and_leaves_by_its_page(visit):
+    host = visit(f"../host{LIVE}", color_scheme="light")
+    inside = host.frame_locator("iframe")
+    inside.locator("html.dark").wait_for()
+    host.evaluate("document.documentElement.className = 'light'")
+    inside.locator("html:not(.dark)").wait_for()
+    inside.locator('[data-row="00002_00002"]').get_by_role("link", name="Log").click()
+    host.wait_for_url("**/dags/nightly_recovery/runs/**/tasks/run_trial/mapped/2")
 
 
 @pytest.mark.parametrize("query", ["", EXPERIMENT, f"{EXPERIMENT}&tab=curves", LIVE])

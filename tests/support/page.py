@@ -28,6 +28,11 @@ Answer = dict[str, Any] | tuple[int, dict[str, Any]]
 Answers = dict[str, Callable[[dict[str, list[str]]], Answer]]
 """By method and route: from the query, or the body of a POST, to the answer."""
 
+HOST = """<!doctype html><html class="dark"><title>Airflow</title>
+<iframe width="1200" height="800" src="../tune_restore/?{query}"
+ sandbox="allow-scripts allow-same-origin allow-forms allow-downloads"></iframe></html>"""
+"""The page of Airflow around ours, with the sandbox of Airflow 3.3."""
+
 HEALTHS = ("errored", "interrupted", "running", "finished", "not_started", "unreadable")
 REASONS = {
     "errored": "5 trials are ERROR; nothing was written for 9 h",
@@ -380,7 +385,7 @@ def canned(*, experiments: int = 12, trials: int = 40, **changed: Any) -> Answer
                     "name": "resnet",
                     "place": "s3://bucket/sweeps",
                     "restore_id": "r-20261201",
-                    "outcome": "running",
+                    "outcome": "restored",
                     "reason": "5 trials to run",
                     "problem": "",
                 }
@@ -410,6 +415,9 @@ def serve_page(answers: Answers) -> Iterator[str]:
             below = unquote(address.path).removeprefix("/tune_restore/")
             if below.startswith(("api/", "/api/")):
                 self._answer(f"GET {below}", parse_qs(address.query, keep_blank_values=True))
+            elif below == "/host":
+                body = HOST.format(query=address.query.replace("&", "&amp;")).encode()
+                self._send(200, TYPES[".html"], body, policy="")
             else:
                 self._send_file(PAGE / (below.removeprefix("static/") or "index.html"))
 
@@ -428,10 +436,10 @@ def serve_page(answers: Answers) -> Iterator[str]:
             else:
                 self._send(404, "text/plain", b"")
 
-        def _send(self, status: int, kind: str, body: bytes) -> None:
+        def _send(self, status: int, kind: str, body: bytes, *, policy: str = CSP) -> None:
             self.send_response(status)
             self.send_header("Content-Type", kind)
-            self.send_header("Content-Security-Policy", CSP)
+            self.send_header("Content-Security-Policy", policy)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -31,7 +31,7 @@ const dagRun = (() => {
 
     function one(it, trial) {
       const problem = notices.warnings([it.problem].filter(Boolean));
-      root.append(el("p", {}, words.badge(it.outcome || "running"), " ", foreign(it.reason ?? "")), problem ?? "");
+      root.append(el("p", {}, it.outcome && words.badge(it.outcome), " ", foreign(it.reason ?? "")), problem ?? "");
       if (!it.problem && it.restore_id) restore.watch(root, { prefix: it.prefix, path: it.path, restore_id: it.restore_id, trial }, signal);
       else if (!it.problem) root.append(el("p", {}, toExperiment(it)));
     }

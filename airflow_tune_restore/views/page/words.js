@@ -11,6 +11,7 @@ const words = (() => {
     running: ["play", "busy"], not_started: ["circle", "idle"], unreadable: ["question", "odd"],
     failed: ["cross", "bad"], waiting: ["circle", "idle"], ended: ["check", "idle"], silent: ["silent", "odd"], paused: ["pause", "wait"],
     committed: ["check", "good"], undone: ["undo", "idle"], left: ["warning", "wait"], empty: ["circle", "idle"],
+    restored: ["play", "busy"], continue_search: ["play", "busy"], left_alone: ["circle", "idle"], misfit: ["cross", "bad"], refused: ["cross", "bad"],
   };
   const ORDER = ["TERMINATED", "RUNNING", "PAUSED", "PENDING", "ERROR"];
   const UNITS = [["year", 31536000], ["month", 2592000], ["day", 86400], ["h", 3600], ["min", 60]];
