@@ -22,7 +22,8 @@ const chart = (() => {
    * Draw a chart into a place, which it fills.
    * @param {HTMLElement} place
    * @param {Object} answer Of the route `experiment/curves`.
-   * @param {{axis: string, is_log: boolean, hidden: Set<string>}} how
+   * @param {{axis: string, is_log: boolean, hidden: Set<string>, describe: function(string): string}} how
+   *   `describe` returns the hyper-parameters of a trial.
    * @returns {{left_out: number, highlight: function(number|null): void, hide: function(): void, end: function(): void}}
    */
   function draw(place, answer, how) {
@@ -147,6 +148,7 @@ const chart = (() => {
       el("div", { class: "small" }, how.axis === "clock" ? words.exact(new Date(x * 1000).toISOString()) : `${words.number(x)} ${chartData.X_NAMES[how.axis]}`),
       seam ? el("div", { class: "small" }, "first result after restore ", foreign(seam.restore_id || "(unknown)"),
         seam.at ? `, ${words.exact(seam.at)}` : "") : "",
+      el("div", { class: "small faint parameters" }, foreign(how.describe(trial.trial_id))),
       found.line.is_earlier ? el("div", { class: "small faint" }, "before a restore") : "",
     );
     const [px, py] = project(x, y);

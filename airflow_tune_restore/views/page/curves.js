@@ -14,7 +14,8 @@ const curves = (() => {
   function draw(panel, context) {
     const { about, place, signal } = context;
     const state = page.state();
-    const how = { axis: state.x in chartData.X_NAMES ? state.x : "iteration", is_log: state.log === "y", hidden: new Set() };
+    const how = { axis: state.x in chartData.X_NAMES ? state.x : "iteration", is_log: state.log === "y", hidden: new Set(),
+      describe: (id) => parameters(about, id) };
     const wanted = { which: state.which || (trials.picked().length ? "picked" : "best"), top: Number(state.top) || TOP };
     const metric = el("span");
     const area = el("div", { class: "chart", id: "chart" });

@@ -15,6 +15,20 @@ const page = (() => {
   }
 
   /**
+   * Return a list that the address holds: names may have commas of their own.
+   * @param {string} name
+   * @returns {Array<string>}
+   */
+  function list(name) {
+    return (state()[name] ?? "").split(",").filter(Boolean).map(decodeURIComponent);
+  }
+
+  /** Return a list as the address holds it. */
+  function joined(values) {
+    return [...values].map(encodeURIComponent).join(",");
+  }
+
+  /**
    * Return the address of a state; what is empty is left out, but for the path of an experiment.
    * @param {Object<string, string>} wanted
    * @returns {string}
@@ -111,7 +125,7 @@ const page = (() => {
     draw();
   }
 
-  return { state, address, go, remember, locate, onTheme, start };
+  return { state, list, joined, address, go, remember, locate, onTheme, start };
 })();
 
 page.start();

@@ -117,7 +117,7 @@ const table = (() => {
     return el("tr", {
       "data-row": options.name?.(row),
       class: [options.onopen && "opens", is_chosen && "chosen"].filter(Boolean).join(" ") || null,
-      "aria-selected": is_chosen ? "true" : null,
+      "aria-current": is_chosen ? "true" : null,
       ...(options.onopen ? { tabIndex: 0, onclick: openBy(row, options), onkeydown: keyOn(row, options) } : {}),
     }, ...cells);
   }

@@ -73,7 +73,7 @@ const trial = (() => {
   function curveButton(id) {
     if (source.drawable && !source.drawable.includes(id)) return null;
     return button("Its curve", () => {
-      page.remember({ pick: id, which: "picked" });
+      page.remember({ pick: page.joined([id]), which: "picked" });
       document.getElementById("tab-curves").click();
     }, { class: "button small" });
   }

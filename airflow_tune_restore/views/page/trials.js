@@ -18,7 +18,7 @@ const trials = (() => {
 
   /** Return the ids of trials in the address. */
   function picked() {
-    return (page.state().pick ?? "").split(",").filter(Boolean);
+    return page.list("pick");
   }
 
   /**
@@ -31,7 +31,7 @@ const trials = (() => {
     const values = about.trials.columns;
     const state = page.state();
     const chosen = new Set(picked());
-    let columns = (state.columns ?? "").split(",").filter((name) => about.available.includes(name));
+    let columns = page.list("columns").filter((name) => about.available.includes(name));
     if (!columns.length) columns = about.trials.order.filter((name) => name in values);
 
     const curvesButton = button("", () => document.getElementById("tab-curves").click(), { class: "button", id: "show-curves" });
@@ -65,7 +65,7 @@ const trials = (() => {
           onchange: () => {
             if (!chosen.delete(row.id)) chosen.add(row.id);
             if (chosen.size > MAX_PICKED) { chosen.delete(row.id); box.checked = false; }
-            page.remember({ pick: [...chosen].join(",") });
+            page.remember({ pick: page.joined(chosen) });
             countPicked();
           } });
         return box;
@@ -93,7 +93,7 @@ const trials = (() => {
 
     const chooser = columnChooser(context, () => columns, async (names) => {
       columns = names;
-      page.remember({ columns: names.join(",") });
+      page.remember({ columns: page.joined(names) });
       show();
     });
     panel.append(
