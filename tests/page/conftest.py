@@ -23,7 +23,7 @@ def open_page(browser: "Browser") -> Iterator[Callable[..., "Page"]]:
     problems: list[str] = []
     contexts: list[Any] = []
 
-    def open_address(address: str, *, only: str, **options: Any) -> "Page":
+    def open_address(address: str, *, only: str, clock: bool = False, **options: Any) -> "Page":
         context = browser.new_context(locale="en-US", **options)
         contexts.append(context)
         page = context.new_page()
@@ -39,6 +39,8 @@ def open_page(browser: "Browser") -> Iterator[Callable[..., "Page"]]:
                 route.abort()
 
         page.route("**/*", check)
+        if clock:
+            page.clock.install()  # its time stands still until a test moves it
         page.goto(address)
         return page
 

@@ -4,7 +4,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.support.page import BIDI, HOSTILE, MARKUP, canned, serve_page, settings
+from tests.support.page import BIDI, HOSTILE, MARKUP, canned, progress, serve_page, settings
 
 EXPERIMENT = "?view=experiment&prefix=team+sweeps&path=2026-01/resnet"
 LIVE = "?view=restore&prefix=team+sweeps&path=2026-01/resnet&restore_id=r-20261201"
@@ -86,8 +86,9 @@ def test_best_values_that_are_pending_are_asked_for_again(visit, answers):
         return scanned | {"pending": 1 if len(asked) == 1 else 0}
 
     answers["GET api/experiments"] = answer
-    page = visit()
+    page = visit(clock=True)
     page.locator("#scanned", has_text="still being read").wait_for()
+    page.clock.fast_forward(2000)
     page.locator("#scanned", has_not_text="still being read").wait_for()
     assert len(asked) == 2
 
@@ -193,6 +194,23 @@ def test_a_live_restore_links_to_the_logs_of_its_tasks(visit):
     assert MARKUP in failed.inner_text()
     href = failed.get_by_role("link", name="Log").get_attribute("href")
     assert href.endswith("/tasks/run_trial/mapped/2")
+
+
+def test_a_restore_is_asked_for_until_it_is_over(visit, answers):
+    asked = []
+
+    def answer(query):
+        asked.append(query["restore_id"])
+        return progress(is_over=len(asked) == 2)
+
+    answers["GET api/experiment/progress"] = answer
+    page = visit(LIVE, clock=True)
+    page.locator(".live", has_text="Read again every 5 seconds").wait_for()
+    page.clock.fast_forward(5000)
+    page.locator(".live", has_text="This restore is over").wait_for()
+    page.clock.fast_forward(60_000)
+    page.locator("#tab-none").count()  # a round trip through the page
+    assert asked == [["r-20261201"]] * 2
 
 
 def test_a_tab_of_a_task_instance_marks_its_trial(visit):

@@ -16,17 +16,23 @@ const tabs = (() => {
     const panel = el("div", { class: "panel", role: "tabpanel", id: "panel", tabIndex: -1 });
     let end = null;
 
-    const buttons = each.map(({ key, label }, at) => button(label, () => choose(key), {
-      class: "tab", role: "tab", id: `tab-${key}`, "aria-controls": "panel", "data-tab": key,
-      onkeydown: (event) => {
-        const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: each.length - 1 }[event.key];
-        if (to === undefined) return;
-        event.preventDefault();
-        const next = (to + each.length) % each.length;
-        choose(each[next].key);
-        buttons[next].focus();
-      },
-    }));
+    const buttons = each.map(({ key, label }, at) =>
+      button(label, () => choose(key), {
+        class: "tab",
+        role: "tab",
+        id: `tab-${key}`,
+        "aria-controls": "panel",
+        "data-tab": key,
+        onkeydown: (event) => {
+          const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: each.length - 1 }[event.key];
+          if (to === undefined) return;
+          event.preventDefault();
+          const next = (to + each.length) % each.length;
+          choose(each[next].key);
+          buttons[next].focus();
+        },
+      }),
+    );
     list.append(...buttons);
 
     function choose(key) {
