@@ -6,13 +6,18 @@ reads all arguments of ours: Airflow's parser passes them on as they are.
 
 import argparse
 import functools
-import logging
+import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from airflow.cli.cli_config import ActionCommand, Arg, CLICommand, GroupCommand
 
 PROGRAM = "airflow tune-restore"
+_RUN = f"""
+import sys
+from airflow_tune_restore.cli.app import main
+main(sys.argv[1:], program={PROGRAM!r})
+"""
 
 COMMANDS = {
     "plan": "Show what a restore would do. Writes nothing.",
@@ -59,18 +64,11 @@ def get_commands() -> list[CLICommand]:
     ]
 
 
-def run_command(name: str, namespace: Any) -> None:
-    """Run a command as `tune-restore` does: the same messages and exit codes."""
-    from airflow_tune_restore.cli.app import main
+def run_command(name: str, namespace: Any) -> NoReturn:
+    """Become the process of a command of `tune-restore`: with its messages, signals and exit codes.
 
-    _log_as_a_shell_does()
-    main([name, *namespace.arguments], program=PROGRAM)
-
-
-def _log_as_a_shell_does() -> None:
-    """Log warnings alone, to stderr: Airflow's CLI has its log on stdout, among tables and JSON."""
-    log = logging.getLogger()
-    log.setLevel(max(log.level, logging.WARNING))
-    for handler in log.handlers:
-        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
-            handler.setStream(sys.stderr)
+    In this process, Airflow's CLI has set up a log on stdout, among tables and JSON, and loggers keep it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-P", "-c", _RUN, name, *namespace.arguments])
