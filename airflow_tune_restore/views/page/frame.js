@@ -37,6 +37,31 @@ const frame = (() => {
     return !around.classList.contains("light") && DARK.matches;
   }
 
+  /** Return where Airflow's page is, if its menu led here; null in a tab, or if this page stands alone. */
+  function menuLocation() {
+    const around = host()?.defaultView;
+    return around?.location.pathname.includes("/plugin/") ? around : null;
+  }
+
+  /**
+   * Return the query in the address of Airflow's page: a link that somebody sent, or what was seen before
+   * a reload. Airflow before 3.3 does not pass it on.
+   * @returns {string} "" if there is none.
+   */
+  function query() {
+    const text = menuLocation()?.location.search ?? "";
+    return new URLSearchParams(text).has("view") ? text : "";
+  }
+
+  /**
+   * Write a query into the address of Airflow's page, which is the one that people copy.
+   * @param {string} text
+   */
+  function mirror(text) {
+    const around = menuLocation();
+    around?.history.replaceState(around.history.state, "", around.location.pathname + text);
+  }
+
   /**
    * Return a link to a page of Airflow. The frame may not navigate the page around it, so an anchor of
    * that page is clicked.
@@ -75,5 +100,5 @@ const frame = (() => {
     anchor.remove();
   }
 
-  return { followTheme, link };
+  return { followTheme, query, mirror, link };
 })();

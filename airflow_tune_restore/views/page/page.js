@@ -60,6 +60,7 @@ const page = (() => {
    */
   function remember(changes) {
     window.history.replaceState(null, "", address({ ...state(), ...changes }));
+    frame.mirror(window.location.search);
   }
 
   /** Draw the view of the address. */
@@ -68,6 +69,7 @@ const page = (() => {
     leaving = new AbortController();
     endView?.();
     LISTENERS.clear();
+    frame.mirror(window.location.search);
     const now = state();
     const main = document.getElementById("main");
     const name = Object.hasOwn(VIEWS, now.view ?? "")
@@ -122,6 +124,7 @@ const page = (() => {
   async function start() {
     frame.followTheme(() => LISTENERS.forEach((listener) => listener()));
     window.addEventListener("popstate", draw);
+    if (frame.query()) window.history.replaceState(null, "", frame.query());
     const main = document.getElementById("main");
     main.replaceChildren(notices.loading("Reading the settings…"));
     try {

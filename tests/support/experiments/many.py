@@ -1,10 +1,10 @@
 """A prefix as a team has it: hundreds of experiments on S3, one with thousands of trials, odd names."""
 
-import asyncio
 import json
 import math
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.support.experiments.built import KILLED, STATE_NAME, make_row, make_state
@@ -51,18 +51,10 @@ def put_all(server: Server, bodies: dict[str, bytes]) -> None:
         virtual_hosted_style_request=False,
     )
 
-    async def put(keys: list[str]) -> None:
-        gate = asyncio.Semaphore(32)
-
-        async def one(key: str) -> None:
-            async with gate:
-                await client.put_async(key, bodies[key])
-
-        await asyncio.gather(*map(one, keys))
-
     states = [key for key in bodies if key.endswith(STATE_NAME)]
-    asyncio.run(put([key for key in bodies if key not in states]))
-    asyncio.run(put(states))
+    with ThreadPoolExecutor(32) as threads:
+        for keys in ([key for key in bodies if key not in states], states):
+            list(threads.map(lambda key: client.put(key, bodies[key]), keys))
 
 
 def _experiment(path: str, number: int) -> dict[str, bytes]:
