@@ -144,6 +144,13 @@ def test_an_outcome_is_the_state_of_its_trial(store, result, state):
         assert (row["error"], row["cause"]) == ("ValueError: no", FAILURE["cause"])
 
 
+@pytest.mark.parametrize("value", ["best", True, None, math.nan])
+def test_a_metric_that_is_not_a_number_of_json_is_none(store, value):
+    plan = start_night(store, "r1")
+    leave_attempt(store, plan, "a", iteration=7, metrics={"score": value})
+    assert row_of(seen(store), "a")["value"] is None
+
+
 def test_a_newer_attempt_counts_and_an_older_outcome_does_not(store):
     plan = start_night(store, "r1")
     leave_attempt(store, plan, "a", result="failed")
@@ -318,6 +325,16 @@ def test_a_thousand_trials_of_which_three_live_cost_a_handful_of_requests(make):
     store.asked.clear()
     seen(store, reader)
     assert store.asked.total() <= 3 + 3
+
+
+def test_the_leases_of_older_restores_cost_nothing(store):
+    for number in range(200):
+        store.put(layout.lease_claim_key(number + 1), b"{}")
+        store.put(layout.lease_release_key(number + 1), b"{}")
+    start_night(store, "r1")
+    store.asked.clear()
+    seen(store)
+    assert store.asked["get"] <= 2 + 2
 
 
 def test_how_an_attempt_ended_is_read_once(make):
