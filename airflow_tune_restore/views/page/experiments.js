@@ -156,7 +156,7 @@ const experiments = (() => {
     );
 
     async function read(label, fresh = false) {
-      facts.textContent = "Looking for experiments…";
+      if (fresh || !known.has(label)) facts.textContent = "Looking for experiments…";
       try {
         const answer = await source.get("experiments", { prefix: label, fresh: fresh || null }, signal);
         known.set(label, answer);
