@@ -1,4 +1,4 @@
-"""What becomes of the trials of a plan, and the option that would run those that it does not run."""
+"""The fate of each trial in a plan, and the option that would run those that it does not run."""
 
 from collections import Counter
 from collections.abc import Callable

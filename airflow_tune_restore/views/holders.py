@@ -1,4 +1,4 @@
-"""Who made restores, and when: from the leases that they took."""
+"""The holders of leases: they tell who made a restore, and when."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

@@ -6,29 +6,34 @@ the same `RestoreProgress`.
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
-from airflow_tune_restore.exceptions import KeyNotFoundError, RecordUnreadableError
+from airflow_tune_restore.exceptions import RecordUnreadableError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import QUIET_SECONDS
 from airflow_tune_restore.protocol.listed_records import ListedRecords, RestoreRecords
 from airflow_tune_restore.protocol.ray_job import job_of
-from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress, RunnerRequest
+from airflow_tune_restore.protocol.request import RunnerProgress, RunnerRequest
 from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.plan import RestorePlan, read_plan
 from airflow_tune_restore.restore.shown_rows import first_rows
 from airflow_tune_restore.restore.summary import NO_OUTCOME
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.in_flight import for_each
-from airflow_tune_restore.views.attempt_end import AttemptEnd, read_end
+from airflow_tune_restore.views.attempts import (
+    AttemptEnd,
+    Report,
+    read_end,
+    read_report,
+    read_request,
+    read_tail,
+)
 from airflow_tune_restore.views.holders import Held, dag_run_of, find_holders
 from airflow_tune_restore.views.plan import MAX_TRIALS
-from airflow_tune_restore.views.showable import finite, showable
-
-_Found = TypeVar("_Found")
+from airflow_tune_restore.views.showable import showable
 
 MOST_READS = 2000
 """Ends of attempts that one look reads. The next looks read the others."""
@@ -162,8 +167,8 @@ class RestoreProgress:
             driver=records.of(layout.SHARED_DRIVER).newest(),
             run_end=units[-1].end if run else None,
         )
-        tails = self._read_tails(units)
-        rows = [self._describe(*each, seen) for each in zip(units, tails, strict=True)]
+        reports = self._read_reports(units, planned.metric)
+        rows = [self._describe(*each, seen) for each in zip(units, reports, strict=True)]
         trials, runs = rows[: len(rows) - len(run)], rows[len(rows) - len(run) :]
         counts = Counter(row["state"] for row in trials)
         first, hidden = first_rows(trials, lambda row: _STATES.index(row["state"]), MAX_TRIALS)
@@ -205,7 +210,7 @@ class RestoreProgress:
         """Return the last reports of the trials that have no task of their own, by trial."""
         if not run or run[0].trial_id != layout.WHOLE_EXPERIMENT or run[0].ended:
             return {}
-        tail = _read_tail(run[0])
+        tail = read_tail(run[0].records, run[0].attempt)
         return {report.trial_id: report for report in tail.reports} if tail is not None else {}
 
     def _with_ends(self, units: list[_Unit], metric: str | None) -> list[_Unit]:
@@ -224,15 +229,15 @@ class RestoreProgress:
         goes_on = unit.ended < unit.attempt and not end.ends_trial
         return replace(unit, ended=0) if goes_on or end.was_not_begun else replace(unit, end=end)
 
-    def _read_tails(self, units: list[_Unit]) -> list[ProgressTail | None]:
-        """Return the reports of the trials that live, and read their requests once."""
+    def _read_reports(self, units: list[_Unit], metric: str | None) -> list[Report | None]:
+        """Return the last reports of the trials that live, and read their requests once."""
         runners = {_runner(unit): unit.runner for unit in units if unit.is_live}
         asked = [key for key in runners if key not in self._requests]
-        requests = for_each(lambda key: _read_request(runners[key], key[1]), asked)
+        requests = for_each(lambda key: read_request(runners[key], key[1]), asked)
         self._requests |= zip(asked, requests, strict=True)
-        return for_each(lambda unit: _read_tail(unit) if unit.is_live else None, units)
+        return for_each(lambda unit: _read_report(unit, metric) if unit.is_live else None, units)
 
-    def _describe(self, unit: _Unit, tail: ProgressTail | None, seen: _Seen) -> dict[str, Any]:
+    def _describe(self, unit: _Unit, report: Report | None, seen: _Seen) -> dict[str, Any]:
         """Return one row: a trial, or the run of many."""
         row: dict[str, Any] = {
             "trial_id": unit.trial_id,
@@ -251,10 +256,8 @@ class RestoreProgress:
             return row | unit.end.describe()
         if not unit.is_live:
             return row
-        report = tail.reports[-1] if tail is not None and tail.reports else unit.reported
-        if report is not None and unit.trial_id not in layout.RUNS_OF_MANY:
-            value = finite(report.metrics.get(seen.metric or ""))
-            row |= {"iteration": report.iteration, "value": value}
+        if report is not None:
+            row |= report._asdict()
         return row | self._describe_life(unit, seen)
 
     def _describe_life(self, unit: _Unit, seen: _Seen) -> dict[str, Any]:
@@ -336,19 +339,10 @@ def _key(unit: _Unit) -> tuple[str, int, bool]:
     return unit.trial_id, unit.ended, unit.records.has_outcome(unit.ended)
 
 
-def _read_tail(unit: _Unit) -> ProgressTail | None:
-    if not unit.records.has_progress(unit.attempt):
+def _read_report(unit: _Unit, metric: str | None) -> Report | None:
+    if unit.trial_id in layout.RUNS_OF_MANY:
         return None
-    return _unless_unreadable(lambda: unit.records.progress(unit.attempt))
-
-
-def _read_request(records: ListedRecords, attempt: int) -> RunnerRequest | None:
-    return _unless_unreadable(lambda: records.request(attempt))
-
-
-def _unless_unreadable(read: Callable[[], _Found | None]) -> _Found | None:
-    """Return a record that is only shown; None if it is not there, or not valid."""
-    try:
-        return read()
-    except (KeyNotFoundError, RecordUnreadableError):
-        return None
+    own = read_report(unit.records, unit.attempt, metric, has_own_runner=not unit.is_followed)
+    if own is not None or unit.reported is None:
+        return own
+    return Report.of(unit.reported, metric)

@@ -1,9 +1,10 @@
 """Values of this package and of storage -> what the page and the report may show."""
 
 import math
+import sys
 from typing import Any
 
-from airflow_tune_restore.protocol.numbers import strict_json
+from airflow_tune_restore.protocol.numbers import MAX_COUNT, strict_json
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 
 
@@ -26,5 +27,6 @@ def showable(value: Any) -> Any:
 
 def finite(value: Any) -> float | None:
     """Return a metric as a number that JSON has; None for any other value."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+        return None
+    return value if abs(value) <= MAX_COUNT else float(value)

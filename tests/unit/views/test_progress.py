@@ -22,7 +22,7 @@ from airflow_tune_restore.protocol.request import (
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.start import start_plan
-from airflow_tune_restore.views import attempt_end, progress
+from airflow_tune_restore.views import attempts, progress
 from airflow_tune_restore.views.progress import RestoreProgress, view_progress
 from tests.support.experiments.built import KILLED, STATE_NAME, make_row, make_state
 from tests.support.planted import PLANTS, check_sent, encode, leaves, plant
@@ -144,6 +144,13 @@ def test_an_outcome_is_the_state_of_its_trial(store, result, state):
         assert (row["error"], row["cause"]) == ("ValueError: no", FAILURE["cause"])
 
 
+@pytest.mark.parametrize("value", ["best", True, None, math.nan])
+def test_a_metric_that_is_not_a_number_of_json_is_none(store, value):
+    plan = start_night(store, "r1")
+    leave_attempt(store, plan, "a", iteration=7, metrics={"score": value})
+    assert row_of(seen(store), "a")["value"] is None
+
+
 def test_a_newer_attempt_counts_and_an_older_outcome_does_not(store):
     plan = start_night(store, "r1")
     leave_attempt(store, plan, "a", result="failed")
@@ -197,6 +204,37 @@ def test_a_ray_job_is_named_only_while_it_runs(store):
     assert row_of(view, "b")["ray_job"] is None
     leave_outcome(store, request)
     assert row_of(seen(store), "a")["ray_job"] is None
+
+
+def leave_snapshot(store, *rows, trial_id="a"):
+    store.put(layout.snapshot_key("r1", trial_id, 1), make_state(list(rows)))
+
+
+def test_without_reports_the_snapshot_says_how_far_a_trial_has_come(store):
+    plan = start_night(store, "r1")
+    beat(store, claim(store, plan, "a"))
+    row = make_row("a", last_result={"training_iteration": 8, "score": 0.5})
+    leave_snapshot(store, row)
+    found = row_of(seen(store), "a")
+    assert (found["state"], found["iteration"], found["value"]) == ("running", 8, 0.5)
+    report(store, "a", ("a", 9, 0.75))
+    assert row_of(seen(store), "a")["iteration"] == 9
+
+
+def test_a_snapshot_that_is_odd_is_not_shown(store, monkeypatch):
+    plan = start_night(store, "r1")
+    beat(store, claim(store, plan, "a"))
+    row = make_row("a", last_result={"training_iteration": 8, "score": math.nan})
+    leave_snapshot(store, row)
+    assert (row_of(seen(store), "a")["iteration"], row_of(seen(store), "a")["value"]) == (8, None)
+    monkeypatch.setattr(attempts, "MOST_SNAPSHOT_BYTES", 10)
+    assert row_of(seen(store), "a")["iteration"] == 0
+    monkeypatch.undo()
+    leave_snapshot(store, row, make_row("b"))
+    assert row_of(seen(store), "a")["iteration"] == 0
+    for body in GARBAGE:
+        store.put(layout.snapshot_key("r1", "a", 1), body)
+        assert row_of(seen(store), "a")["iteration"] == 0
 
 
 def test_trials_that_share_a_driver_have_their_own_signs_of_life_and_its_job(store):
@@ -287,6 +325,16 @@ def test_a_thousand_trials_of_which_three_live_cost_a_handful_of_requests(make):
     store.asked.clear()
     seen(store, reader)
     assert store.asked.total() <= 3 + 3
+
+
+def test_the_leases_of_older_restores_cost_nothing(store):
+    for number in range(200):
+        store.put(layout.lease_claim_key(number + 1), b"{}")
+        store.put(layout.lease_release_key(number + 1), b"{}")
+    start_night(store, "r1")
+    store.asked.clear()
+    seen(store)
+    assert store.asked["get"] <= 2 + 2
 
 
 def test_how_an_attempt_ended_is_read_once(make):
@@ -408,7 +456,7 @@ def test_no_field_of_a_record_shows_escapes_or_costs_the_others(store, key):
 
 def test_each_result_has_a_state():
     for result in Result:
-        assert attempt_end._STATES[result] in progress._STATES
+        assert attempts._STATES[result] in progress._STATES
 
 
 def test_garbage_in_the_place_of_the_commit_record_does_not_hide_the_trials(store):

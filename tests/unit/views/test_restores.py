@@ -11,14 +11,22 @@ from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.lease_objects import DagRunId
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.commit_record import read_commit_record
+from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.restore.record_json import encode
 from airflow_tune_restore.restore.start import start_plan
 from airflow_tune_restore.restore.undo import undo_commit
+from airflow_tune_restore.storage.local import LocalStore
 from airflow_tune_restore.views import restores as views_restores
 from airflow_tune_restore.views.restore import view_restore
 from airflow_tune_restore.views.restores import view_restores
-from tests.support.experiments.built import KILLED, STATE_NAME, make_row, make_state
+from tests.support.experiments.built import (
+    KILLED,
+    STATE_NAME,
+    make_experiment,
+    make_row,
+    make_state,
+)
 from tests.support.planted import LONG, PLANTS, check_sent, leaves, plant
 from tests.support.planted import encode as encode_planted
 from tests.support.records import leave_attempt, night, prepare_night, start_night
@@ -253,6 +261,45 @@ def test_the_outcomes_of_trials_that_finished_are_not_read(store):
     store.got.clear()
     assert one(store)["problem"] == ""
     assert store.got[layout.outcome_key("r1", "bad", 1)] == 0
+
+
+def test_a_finished_trial_that_was_run_again_in_vain_says_why(store):
+    """Its row stays TERMINATED, so its row alone does not tell."""
+    flags = ResumeFlags.parse({"finished": "resume", "unfinished": "skip"})
+    plan = start_night(store, "r1", flags=flags)
+    row = make_row("done", last_result={"training_iteration": 4}, last_result_time=4.0)
+    leave_attempt(store, plan, "done", row, result="interrupted", error="no node can hold it")
+    commit_restore(store, "r1")
+    (done,) = (change for change in one(store)["changes"] if change["trial_id"] == "done")
+    assert "no node can hold it" in done["note"]
+
+
+def test_samples_that_later_restores_drew_are_not_said_to_be_left(tmp_path):
+    store = LocalStore(make_experiment(tmp_path / "exp", ROWS, total_samples=5))
+    plan = start_night(store, "r1", strategy="whole_experiment")
+    assert plan.continues_search
+    leave_attempt(store, plan, layout.WHOLE_EXPERIMENT, ROWS[0], make_row("bad"))
+    assert commit_restore(store, "r1").samples_left == 3
+    assert "3 samples were never drawn" in one(store)["headline"]
+    later = COMMITTED.replace("000001", "000002")
+    store.put(later, store.get(COMMITTED))
+    assert "never drawn" not in one(store)["headline"]
+
+
+def test_the_plan_of_another_restore_in_the_place_of_one_is_unreadable(store):
+    night(store, "r1")
+    night(store, "r2", iteration=4)
+    store.put(layout.plan_key("r1"), store.get(layout.plan_key("r2")))
+    assert states(store) == {"r2": "committed", "r1": "unreadable"}
+
+
+def test_a_restore_that_took_the_lease_twice_began_with_the_newest(store, clock):
+    start_night(store, "r1")
+    clock.now += timedelta(hours=1)
+    lease.release(store, lease.check_held(store, "r1"))
+    lease.acquire(store, restore_id="r1", holder="a second try")
+    (row,) = seen(store)["restores"]
+    assert (row["holder"], row["began"]) == ("a second try", clock.now.isoformat())
 
 
 def test_the_error_of_a_trial_that_failed_again_is_in_its_note(store):
