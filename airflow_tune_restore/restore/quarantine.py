@@ -37,11 +37,16 @@ def read_quarantines(store: ObjectStore, reports: Sequence[ExperimentReport]) ->
         return list(pool.map(lambda report: _read_quarantine(store, report), reports))
 
 
+def path_below(store: ObjectStore, report: ExperimentReport) -> str:
+    """Return the path of an experiment below the prefix that was scanned; "" for the prefix itself."""
+    top, found = (Location.parse(uri).place for uri in (store.uri, report.experiment))
+    return found.removeprefix(top).strip("/")
+
+
 def _read_quarantine(store: ObjectStore, report: ExperimentReport) -> Quarantine:
     if report.health not in RESTORABLE or not report.was_restored:
         return Quarantine(report, {})
-    top, found = (Location.parse(uri).place for uri in (store.uri, report.experiment))
-    path = found.removeprefix(top).strip("/")
+    path = path_below(store, report)
     try:
         return Quarantine(report, *_read_ledger(store.at(path) if path else store))
     except TuneRestoreError as error:

@@ -1,1 +1,1 @@
-"""What people see of experiments: values of strict JSON, and the page that draws them. No Airflow."""
+"""Experiments as people see them: values of strict JSON, and the page that draws them. No Airflow."""

@@ -49,7 +49,7 @@ _Version = tuple[str, datetime | None]
 
 
 class Answer(NamedTuple):
-    """What is known by now; while a value `is_pending`, it may be that of an older state."""
+    """The best value as far as it is known; while it `is_pending`, it may be that of an older state."""
 
     best: Best
     is_pending: bool = False
@@ -180,5 +180,5 @@ def _read_safely(store: ObjectStore) -> Best:
             "%s: the best value of its metric is unknown: %s", store.uri, printable(str(error))
         )
     except Exception as error:  # noqa: BLE001  it must not end the thread that reads the others
-        log.warning("%s", report_unexpected(store.uri, error))
+        report_unexpected(store.uri, error)
     return _UNKNOWN

@@ -1,4 +1,4 @@
-"""What a table of trials can show of each row of a state: hyper-parameters, results, checkpoint.
+"""The columns that a table of trials can show of a state: hyper-parameters, results, checkpoints.
 
 A row has 13 KB, and a table needs less than one of them. So each row is read once, while it is in memory,
 and a few names and short values of it are kept, packed. Rows are untrusted: names, texts and the sum of
@@ -36,7 +36,7 @@ RAY_FIELDS = frozenset(
         "time_total_s timestamp timesteps_since_restore timesteps_total training_iteration trial_id"
     ).split()
 )
-"""What Ray adds to each result (ray.tune.result.AUTO_RESULT_KEYS, 2.60): it comes after own metrics."""
+"""Fields that Ray adds to each result (ray.tune.result.AUTO_RESULT_KEYS, 2.60): metrics come first."""
 
 TIME_TOTAL = "time_total_s"
 
@@ -52,7 +52,7 @@ _NOT_FINITE = ("nan", "inf", "-inf")
 
 
 class Facts(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What is kept of one row: values by Ray's flat names (`a/b`), without `config/` and `metrics/`."""
+    """The values kept of one row, by Ray's flat names (`a/b`), without `config/` and `metrics/`."""
 
     config: dict[str, Cell] = {}
     result: dict[str, Cell] = {}
@@ -169,8 +169,14 @@ class Columns:
 def flat_cells(values: Iterable[tuple[str, Any]]) -> dict[str, Cell]:
     """Return the first values by their flat names, all of them fit to be shown."""
     found: dict[str, Cell] = {}
-    for name, value in islice(leaves(values), MAX_NAMES):
-        found.setdefault(shown_name(name), cell(value))
+    for top, value in islice(values, 2 * MAX_NAMES):  # chosen parameters come twice
+        if len(found) >= MAX_NAMES:
+            break
+        if type(value) is not dict:  # as nearly all, and twice as fast
+            found.setdefault(shown_name(top), cell(value))
+            continue
+        for name, leaf in islice(leaves([(top, value)]), MAX_NAMES - len(found)):
+            found.setdefault(shown_name(name), cell(leaf))
     return found
 
 
@@ -185,19 +191,14 @@ def cell(value: Any) -> Cell:
 
     What is not a scalar becomes a short text.
     """
-    match value:
-        case bool() | None:
-            return value
-        case str():
-            return printable(value, TEXT_LENGTH)
-        case float():
-            return value if math.isfinite(value) else str(value)
-        case int() if abs(value) <= MAX_COUNT:
-            return value
-        case int():
-            return cut(str(value), TEXT_LENGTH)
-        case _:
-            return text_of(value)
+    kind = type(value)
+    if kind is float:
+        return value if math.isfinite(value) else str(value)
+    if kind is str:
+        return printable(value, TEXT_LENGTH)
+    if kind is int:
+        return value if abs(value) <= MAX_COUNT else cut(str(value), TEXT_LENGTH)
+    return value if value is None or kind is bool else text_of(value)
 
 
 def number(value: Any) -> float | int | None:

@@ -29,11 +29,13 @@ def show_curves(
     shown: ShownExperiment,
     seams: Seams,
     *,
-    metric: str,
     trial_ids: Sequence[str],
+    metric: str = "",
     address: str = "",
 ) -> dict[str, Any]:
     """Return the curves of a metric (`a/b` for nested ones) of one to `MAX_TRIALS` trials.
+
+    Without a metric it is that of the experiment.
 
     Iterations of a curve grow strictly. A value of None is a NaN or infinity: a gap. Rows without the
     metric are no points. `time` and `clock` may lack a number, or go back. A seam lies before the point
@@ -42,6 +44,7 @@ def show_curves(
     Raises:
         InvalidInputError: If there are no trials or too many, or if one is unknown.
     """
+    metric = metric or shown.metric or ""
     trial_ids = list(dict.fromkeys(trial_ids))
     if not 1 <= len(trial_ids) <= MAX_TRIALS:
         raise InvalidInputError(

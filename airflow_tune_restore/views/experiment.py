@@ -43,13 +43,16 @@ def show_experiment(
     address: str = "",
     stale_after: timedelta = DEFAULT_STALE_AFTER,
     ask_holder: AskHolder | None = None,
+    report: ExperimentReport | None = None,
 ) -> dict[str, Any]:
     """Return what the page of an experiment shows first; writes nothing.
 
     `path` is its path below the prefix, and `address` its address for commands and DAGs. Health and
-    ledger are read anew: they change while the root stays the same.
+    ledger are read anew: they change while the root stays the same. A caller may give the `report` that
+    `examine_shown` has just returned.
     """
-    report = _examine(store, root, shown, stale_after, ask_holder)
+    if report is None:
+        report = examine_shown(store, root, shown, stale_after=stale_after, ask_holder=ask_holder)
     ledger, ledger_warning = read_ledger_of(store, shown)
     columns = _first_columns(shown, ledger)
     left_out = shown.columns.left_out
@@ -89,6 +92,30 @@ def show_experiment(
     }
 
 
+def examine_shown(
+    store: ObjectStore,
+    root: Root,
+    shown: ShownExperiment,
+    *,
+    stale_after: timedelta = DEFAULT_STALE_AFTER,
+    ask_holder: AskHolder | None = None,
+) -> ExperimentReport:
+    """Report on an experiment without reading its state again; a restore that runs on it counts.
+
+    Before one with unfinished trials is called dead, their directories are listed: two requests for each.
+    """
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        options = ExamineOptions(
+            now=root.now,
+            stale_after=stale_after,
+            ask_holder=ask_holder,
+            lists_again=False,  # the page is as old as the listing that its trials are from
+            read_state=shown.read_state,
+            pool=pool,
+        )
+        return examine_listed(store, root.entries, "", options)[0]
+
+
 def show_column(store: ObjectStore, shown: ShownExperiment, name: str) -> dict[str, Any]:
     """Return one column of the trials, in the order of their ids.
 
@@ -117,25 +144,6 @@ def read_ledger_of(store: ObjectStore, shown: ShownExperiment) -> tuple[Ledger, 
         return read_ledger(store)
     except TuneRestoreError as error:
         return Ledger(), printable(f"its ledger cannot be read: {error}")
-
-
-def _examine(
-    store: ObjectStore,
-    root: Root,
-    shown: ShownExperiment,
-    stale_after: timedelta,
-    ask_holder: AskHolder | None,
-) -> ExperimentReport:
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        options = ExamineOptions(
-            now=root.now,
-            stale_after=stale_after,
-            ask_holder=ask_holder,
-            lists_again=False,  # the page is as old as the listing that its trials are from
-            read_state=shown.read_state,
-            pool=pool,
-        )
-        return examine_listed(store, root.entries, "", options)[0]
 
 
 def _evidence(report: ExperimentReport, older: EvidenceRow | None) -> list[dict[str, str]]:

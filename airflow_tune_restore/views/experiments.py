@@ -7,9 +7,8 @@ from typing import Any
 from airflow_tune_restore.experiments.evidence import EvidenceKind, Indicates
 from airflow_tune_restore.experiments.health import ExperimentReport
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
-from airflow_tune_restore.restore.quarantine import Quarantine
+from airflow_tune_restore.restore.quarantine import Quarantine, path_below
 from airflow_tune_restore.storage.base import ObjectStore
-from airflow_tune_restore.storage.location import Location
 from airflow_tune_restore.views.best_values import Best, BestValues
 from airflow_tune_restore.views.experiment import as_iso
 
@@ -62,12 +61,6 @@ def show_row(quarantine: Quarantine, path: str, best: Best) -> dict[str, Any]:
         "quarantined": None if quarantine.trials is None else len(quarantine.trials),
         "warnings": [printable(warning, NOTE_LENGTH) for warning in warnings if warning],
     }
-
-
-def path_below(store: ObjectStore, report: ExperimentReport) -> str:
-    """Return the path of an experiment below the prefix that was scanned; "" for the prefix itself."""
-    top, found = (Location.parse(uri).place for uri in (store.uri, report.experiment))
-    return found.removeprefix(top).strip("/")
 
 
 def _restore_at_work(report: ExperimentReport) -> str | None:

@@ -49,7 +49,7 @@ class Seam(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Restore:
-    """What a restore did.
+    """The deeds of a restore.
 
     Args:
         resumed: The iteration that each trial was resumed after. A trial that was restarted has a new id

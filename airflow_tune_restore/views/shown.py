@@ -41,7 +41,7 @@ class ShownExperiment:
         experiment: None if no state can be used, or none has a trial.
         newest: Its state as it was read; None as above.
         error: Why not; None if it can be used.
-        tuner: The content of `tuner.pkl`, also where there is no state.
+        tuner: The content of `tuner.pkl`, also without a state.
         older_runs: What older runs under its name left that its newest state hides, in words.
     """
 
@@ -154,14 +154,10 @@ class ShownExperiments:
         with self._lock:
             place = self._kept.setdefault(address, _Place())
             self._kept.move_to_end(address)
-        with place.lock:
-            root = list_root(store)
-            if place.shown is None or place.shown.entries != root.entries:
-                place.shown = None  # not both in memory
-                place.shown = read_shown(store, root.entries)
-            shown = place.shown
-        self._forget_oldest()
-        return shown, root
+        try:
+            return place.read(store)
+        finally:
+            self._forget_oldest()
 
     def _forget_oldest(self) -> None:
         with self._lock:
@@ -175,8 +171,17 @@ class ShownExperiments:
 
 
 class _Place:
-    """What is kept of one experiment; the lock is held while it is read."""
+    """The place of one experiment: threads read it one after another."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self._lock = threading.Lock()
         self.shown: ShownExperiment | None = None
+
+    def read(self, store: ObjectStore) -> tuple[ShownExperiment, Root]:
+        """Return the experiment, which is read again if its root has changed."""
+        with self._lock:
+            root = list_root(store)
+            if self.shown is None or self.shown.entries != root.entries:
+                self.shown = None  # not both in memory
+                self.shown = read_shown(store, root.entries)
+            return self.shown, root
