@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_tune_restore.exceptions import TuneRestoreError
+from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.experiments.root import list_root
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.protocol.printable import printable
@@ -190,6 +191,7 @@ def _settings() -> dict[str, Any]:
         "user": "",
         "airflow": "",
         "cache_seconds": 0,
+        "stale_after": DEFAULT_STALE_AFTER.total_seconds(),
         "problem": "",
     }
 

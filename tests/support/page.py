@@ -21,11 +21,17 @@ TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": 
 MARKUP = "<img src=x onerror=alert(1)>"
 BIDI = "evil\u202egnp.exe"
 LINES = "two\nlines"
+RUN_ID = "scheduled__2026-12-01T02:00:00+00:00"
 HOSTILE = (MARKUP, BIDI, LINES, "</script><script>alert(2)</script>", "javascript:alert(3)")
 
 Answer = dict[str, Any] | tuple[int, dict[str, Any]]
 Answers = dict[str, Callable[[dict[str, list[str]]], Answer]]
 """By method and route: from the query, or the body of a POST, to the answer."""
+
+HOST = """<!doctype html><html class="dark"><title>Airflow</title>
+<iframe width="1200" height="800" src="../tune_restore/?{query}"
+ sandbox="allow-scripts allow-same-origin allow-forms allow-downloads"></iframe></html>"""
+"""The page of Airflow around ours, with the sandbox of Airflow 3.3."""
 
 HEALTHS = ("errored", "interrupted", "running", "finished", "not_started", "unreadable")
 REASONS = {
@@ -46,6 +52,7 @@ def settings(**changes: Any) -> dict[str, Any]:
         "user": "admin",
         "airflow": "",
         "cache_seconds": 30,
+        "stale_after": 1800.0,
         "problem": "",
         **changes,
     }
@@ -244,7 +251,7 @@ def restores() -> dict[str, Any]:
                 "began": "2026-12-01T02:00:00Z",
                 "dag_run": {
                     "dag_id": "nightly_recovery",
-                    "run_id": "scheduled__2026-12-01T02:00:00+00:00",
+                    "run_id": RUN_ID,
                 },
                 "committed": None,
                 "state_file": None,
@@ -317,7 +324,10 @@ def progress(*, is_over: bool = False) -> dict[str, Any]:
         "is_over": is_over,
         "at": "2026-12-01T04:20:00Z",
         "whole": None,
-        "dag_run": {"dag_id": "nightly_recovery", "run_id": "scheduled__2026-12-01T02:00:00+00:00"},
+        "counts": dict.fromkeys(states, 1),
+        "pending": 0,
+        "hidden": 0,
+        "dag_run": {"dag_id": "nightly_recovery", "run_id": RUN_ID},
         "trials": [
             {
                 "trial_id": f"0000{at}_0000{at}",
@@ -367,6 +377,7 @@ def canned(*, experiments: int = 12, trials: int = 40, **changed: Any) -> Answer
         "GET api/experiment/progress": lambda _: progress(),
         "GET api/dag_run": lambda _: {
             "trial": "00001_00001",
+            "hidden": 0,
             "restores": [
                 {
                     "prefix": "team sweeps",
@@ -374,7 +385,7 @@ def canned(*, experiments: int = 12, trials: int = 40, **changed: Any) -> Answer
                     "name": "resnet",
                     "place": "s3://bucket/sweeps",
                     "restore_id": "r-20261201",
-                    "outcome": "running",
+                    "outcome": "restored",
                     "reason": "5 trials to run",
                     "problem": "",
                 }
@@ -387,7 +398,7 @@ def canned(*, experiments: int = 12, trials: int = 40, **changed: Any) -> Answer
         "POST /api/v2/dags/restore_experiments/dagRuns": lambda _: {
             "dag_run_id": "manual__2026-12-01"
         },
-        "GET /api/v2/dags/nightly_recovery/dagRuns/scheduled__2026-12-01T02:00:00+00:00/taskInstances": lambda _: {
+        f"GET /api/v2/dags/nightly_recovery/dagRuns/{RUN_ID}/taskInstances": lambda _: {
             "task_instances": tasks
         },
     }
@@ -404,6 +415,9 @@ def serve_page(answers: Answers) -> Iterator[str]:
             below = unquote(address.path).removeprefix("/tune_restore/")
             if below.startswith(("api/", "/api/")):
                 self._answer(f"GET {below}", parse_qs(address.query, keep_blank_values=True))
+            elif below == "/host":
+                body = HOST.format(query=address.query.replace("&", "&amp;")).encode()
+                self._send(200, TYPES[".html"], body, policy="")
             else:
                 self._send_file(PAGE / (below.removeprefix("static/") or "index.html"))
 
@@ -422,10 +436,10 @@ def serve_page(answers: Answers) -> Iterator[str]:
             else:
                 self._send(404, "text/plain", b"")
 
-        def _send(self, status: int, kind: str, body: bytes) -> None:
+        def _send(self, status: int, kind: str, body: bytes, *, policy: str = CSP) -> None:
             self.send_response(status)
             self.send_header("Content-Type", kind)
-            self.send_header("Content-Security-Policy", CSP)
+            self.send_header("Content-Security-Policy", policy)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -434,7 +448,7 @@ def serve_page(answers: Answers) -> Iterator[str]:
             """Keep the tests' output quiet."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}/tune_restore/"

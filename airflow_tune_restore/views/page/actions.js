@@ -23,7 +23,13 @@ const actions = (() => {
   function actButton(label, act, { why = "", ...properties } = {}) {
     if (source.report) return null;
     const reason = whyNot() || why;
-    const made = button(label, () => { if (!reason) act(); }, properties);
+    const made = button(
+      label,
+      () => {
+        if (!reason) act();
+      },
+      properties,
+    );
     if (reason) {
       made.setAttribute("aria-disabled", "true"); // not `disabled`: the reason has to be reachable
       made.title = reason;
@@ -40,24 +46,44 @@ const actions = (() => {
    */
   function restoreNow(about, flags) {
     const why = about.health === "running" ? "It is running: a live experiment is never touched." : "";
-    return actButton([icons.make("play"), "Restore now…"], () => confirmRestore(about, flags),
-      { why, class: "button primary", id: "restore-now" });
+    return actButton([icons.make("play"), "Restore now…"], () => confirmRestore(about, flags), {
+      why,
+      class: "button primary",
+      "data-action": "restore-now",
+    });
   }
 
   function confirmRestore(about, flags) {
     const dag = source.settings.recovery_dag_id;
-    const conf = { experiment: about.address, ...Object.fromEntries(CONF_FLAGS.map((name) => [name, flags[name]])) };
-    if (flags.stale_after) conf.stale_after = flags.stale_after;
+    const conf = {
+      experiment: about.address,
+      ...Object.fromEntries(CONF_FLAGS.map((name) => [name, flags[name]])),
+    };
+    conf.stale_after = flags.stale_after || source.settings.stale_after;
     dialog.ask({
       title: "Restore this experiment now?",
       body: [
         el("p", {}, "This starts a run of the DAG ", foreign(dag), ", as you, with:"),
-        facts(Object.entries(conf).map(([name, value]) => [name, typeof value === "boolean" ? (value ? "yes" : "no") : value])),
+        facts(
+          Object.entries(conf).map(([name, value]) => [
+            name,
+            typeof value === "boolean"
+              ? value
+                ? "yes"
+                : "no"
+              : name === "stale_after"
+                ? `${words.number(value)} s`
+                : value,
+          ]),
+        ),
         ignored(flags),
       ],
       yes: "Start the DAG run",
       act: async () => {
-        const run = await source.airflow(`dags/${encodeURIComponent(dag)}/dagRuns`, { logical_date: null, conf });
+        const run = await source.airflow(`dags/${encodeURIComponent(dag)}/dagRuns`, {
+          logical_date: null,
+          conf,
+        });
         return el("p", {}, "Started: ", runLink(dag, run.dag_run_id));
       },
     });
@@ -66,8 +92,11 @@ const actions = (() => {
   function ignored(flags) {
     const others = ["resume_cut_short", "allow_scratch"].filter((name) => flags[name]);
     if (!others.length) return null;
-    return notices.notice("wait", `The DAG run does not get ${others.join(" and ")}: these count in the preview alone. `
-      + "Set them in the DAG, or use the shell.");
+    return notices.notice(
+      "wait",
+      `The DAG run does not get ${others.join(" and ")}: these count in the preview alone. ` +
+        "Set them in the DAG, or use the shell.",
+    );
   }
 
   /**
@@ -92,16 +121,25 @@ const actions = (() => {
    * @returns {HTMLElement|null}
    */
   function release(about, trial, reason, done) {
-    return actButton("Release…", () => dialog.ask({
-      title: "Release this trial from quarantine?",
-      body: [
-        facts([["Experiment", about.name], ["Trial", trial], ["Reason", reason]]),
-        el("p", {}, "Its failures so far no longer count, and the next restore may run it again."),
-      ],
-      yes: "Release it",
-      act: async () => (await source.post("experiment/release", { ...where(), trial })).message,
-      done,
-    }), { class: "button small", "data-action": "release" });
+    return actButton(
+      "Release…",
+      () =>
+        dialog.ask({
+          title: "Release this trial from quarantine?",
+          body: [
+            facts([
+              ["Experiment", about.name],
+              ["Trial", trial],
+              ["Reason", reason],
+            ]),
+            el("p", {}, "Its failures so far no longer count, and the next restore may run it again."),
+          ],
+          yes: "Release it",
+          act: async () => (await source.post("experiment/release", { ...where(), trial })).message,
+          done,
+        }),
+      { class: "button small", "data-action": "release" },
+    );
   }
 
   /**
@@ -112,19 +150,34 @@ const actions = (() => {
    * @returns {HTMLElement|null}
    */
   function undo(about, foreseen, done) {
-    return actButton([icons.make("undo"), "Undo…"], () => dialog.ask({
-      title: "Undo this restore?",
-      is_danger: true,
-      body: [
-        facts([["Experiment", about.name], ["Restore", foreseen.restore_id]]),
-        el("p", {}, "This deletes, and nothing else:"),
-        el("ul", {}, foreseen.deletes.map((key) => el("li", {}, el("code", {}, foreign(key))))),
-        foreseen.newest ? el("p", {}, "The newest state is then ", el("code", {}, foreign(foreseen.newest)), ".") : null,
-      ].filter(Boolean),
-      yes: "Undo it",
-      act: async () => (await source.post("experiment/undo", { ...where(), restore_id: foreseen.restore_id })).message,
-      done,
-    }), { why: foreseen.why_not, class: "button danger", id: "undo" });
+    return actButton(
+      [icons.make("undo"), "Undo…"],
+      () =>
+        dialog.ask({
+          title: "Undo this restore?",
+          is_danger: true,
+          body: [
+            facts([
+              ["Experiment", about.name],
+              ["Restore", foreseen.restore_id],
+            ]),
+            el("p", {}, "This deletes, and nothing else:"),
+            el(
+              "ul",
+              {},
+              foreseen.deletes.map((key) => el("li", {}, el("code", {}, foreign(key)))),
+            ),
+            foreseen.newest
+              ? el("p", {}, "The newest state is then ", el("code", {}, foreign(foreseen.newest)), ".")
+              : null,
+          ].filter(Boolean),
+          yes: "Undo it",
+          act: async () =>
+            (await source.post("experiment/undo", { ...where(), restore_id: foreseen.restore_id })).message,
+          done,
+        }),
+      { why: foreseen.why_not, class: "button danger", "data-action": "undo" },
+    );
   }
 
   function where() {

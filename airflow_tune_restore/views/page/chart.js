@@ -6,6 +6,7 @@ const chart = (() => {
   const HEIGHT = 400;
   const REACH = 40;
   const SERIES = 8;
+  const WHOLE = [0, 1, 2, 3, 4, 5, 6, 7].flatMap((power) => [1, 2, 5].map((step) => step * 10 ** power));
 
   /** Return a colour of the theme. */
   function themed(name) {
@@ -21,7 +22,8 @@ const chart = (() => {
    * Draw a chart into a place, which it fills.
    * @param {HTMLElement} place
    * @param {Object} answer Of the route `experiment/curves`.
-   * @param {{axis: string, is_log: boolean, hidden: Set<string>}} how
+   * @param {{axis: string, is_log: boolean, hidden: Set<string>, describe: function(string): string}} how
+   *   `describe` returns the hyper-parameters of a trial.
    * @returns {{left_out: number, highlight: function(number|null): void, hide: function(): void, end: function(): void}}
    */
   function draw(place, answer, how) {
@@ -39,16 +41,38 @@ const chart = (() => {
       axes: axesOf(answer, how),
       series: [{}, ...lines.map((line) => seriesOf(line, is_shown(line.trial)))],
       hooks: {
-        draw: [(plot) => drawSeams(plot, seams.filter((seam) => is_shown(seam.trial)))],
-        setCursor: [(plot) => showTip(plot, tip, answer, lines.filter((line) => is_shown(line.trial)), seams.filter((seam) => is_shown(seam.trial)), how)],
+        draw: [
+          (plot) =>
+            drawSeams(
+              plot,
+              seams.filter((seam) => is_shown(seam.trial)),
+            ),
+        ],
+        setCursor: [
+          (plot) =>
+            showTip(
+              plot,
+              tip,
+              answer,
+              lines.filter((line) => is_shown(line.trial)),
+              seams.filter((seam) => is_shown(seam.trial)),
+              how,
+            ),
+        ],
       },
     };
     const plot = new uPlot(options, chartData.aligned(lines), place);
     plot.over.append(tip);
-    plot.over.addEventListener("mouseleave", () => { tip.hidden = true; });
+    place.dataset.lines = lines.length;
+    place.dataset.seams = seams.length;
+    plot.over.addEventListener("mouseleave", () => {
+      tip.hidden = true;
+    });
     plot.ctx.canvas.setAttribute("role", "img");
     plot.ctx.canvas.setAttribute("aria-label", describe(answer, how));
-    const resize = new ResizeObserver(() => plot.setSize({ width: Math.max(280, place.clientWidth), height: HEIGHT }));
+    const resize = new ResizeObserver(() =>
+      plot.setSize({ width: Math.max(280, place.clientWidth), height: HEIGHT }),
+    );
     resize.observe(place);
 
     return {
@@ -71,16 +95,30 @@ const chart = (() => {
 
   function describe(answer, how) {
     const seams = answer.trials.reduce((sum, trial) => sum + trial.seams.length, 0);
-    return `${answer.metric} of ${words.counted(answer.trials.length, "trial")} over ${chartData.X_NAMES[how.axis]}, `
-      + `with ${words.counted(seams, "seam")}. The table below has the values.`;
+    return (
+      `${answer.metric} of ${words.counted(answer.trials.length, "trial")} over ${chartData.X_NAMES[how.axis]}, ` +
+      `with ${words.counted(seams, "seam")}. The table below has the values.`
+    );
   }
 
   function axesOf(answer, how) {
-    const look = { stroke: themed("--muted"), grid: { stroke: themed("--grid"), width: 1 }, ticks: { stroke: themed("--grid"), width: 1 },
-      font: "12px Inter, system-ui, sans-serif", labelFont: "12px Inter, system-ui, sans-serif", labelSize: 20 };
+    const look = {
+      stroke: themed("--muted"),
+      grid: { stroke: themed("--grid"), width: 1 },
+      ticks: { stroke: themed("--grid"), width: 1 },
+      font: "12px Inter, system-ui, sans-serif",
+      labelFont: "12px Inter, system-ui, sans-serif",
+      labelSize: 20,
+    };
     const plain = (plot, values) => values.map((value) => (value === null ? "" : words.number(value)));
     return [
-      { ...look, label: chartData.X_NAMES[how.axis], size: how.axis === "clock" ? 48 : 34, ...(how.axis === "clock" ? {} : { values: plain }) },
+      {
+        ...look,
+        label: chartData.X_NAMES[how.axis],
+        size: how.axis === "clock" ? 48 : 34,
+        ...(how.axis === "clock" ? {} : { values: plain }),
+        ...(how.axis === "iteration" ? { incrs: WHOLE } : {}),
+      },
       { ...look, label: answer.metric, size: 64, ...(how.is_log ? {} : { values: plain }) },
     ];
   }
@@ -140,9 +178,23 @@ const chart = (() => {
     tip.replaceChildren(
       el("div", {}, mark, el("strong", {}, foreign(trial.trial_id))),
       el("div", {}, foreign(answer.metric), ": ", words.number(y)),
-      el("div", { class: "small" }, how.axis === "clock" ? words.exact(new Date(x * 1000).toISOString()) : `${words.number(x)} ${chartData.X_NAMES[how.axis]}`),
-      seam ? el("div", { class: "small" }, "first result after restore ", foreign(seam.restore_id || "(unknown)"),
-        seam.at ? `, ${words.exact(seam.at)}` : "") : "",
+      el(
+        "div",
+        { class: "small" },
+        how.axis === "clock"
+          ? words.exact(new Date(x * 1000).toISOString())
+          : `${words.number(x)} ${chartData.X_NAMES[how.axis]}`,
+      ),
+      seam
+        ? el(
+            "div",
+            { class: "small" },
+            "first result after restore ",
+            foreign(seam.restore_id || "(unknown)"),
+            seam.at ? `, ${words.exact(seam.at)}` : "",
+          )
+        : "",
+      el("div", { class: "small faint parameters" }, foreign(how.describe(trial.trial_id))),
       found.line.is_earlier ? el("div", { class: "small faint" }, "before a restore") : "",
     );
     const [px, py] = project(x, y);

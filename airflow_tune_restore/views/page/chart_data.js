@@ -29,12 +29,18 @@ const chartData = (() => {
         if (y !== null && !fits) left_out += 1;
         return [x, fits ? y : null];
       });
-      const cuts = trial.seams.map((seam) => seam.index).filter((index) => index > 0 && index < points.length);
+      const cuts = trial.seams
+        .map((seam) => seam.index)
+        .filter((index) => index > 0 && index < points.length);
       const starts = [0, ...cuts];
       starts.forEach((start, part) => {
         const own = points.slice(start, starts[part + 1] ?? points.length);
         const before = part > 0 && axis !== "clock" ? lead(points.slice(0, start), own) : [];
-        lines.push({ trial: place, is_earlier: part < starts.length - 1, points: ascending([...before, ...own]) });
+        lines.push({
+          trial: place,
+          is_earlier: part < starts.length - 1,
+          points: ascending([...before, ...own]),
+        });
       });
       for (const seam of trial.seams) {
         const [x, y] = points[Math.min(seam.index, points.length - 1)] ?? [];
@@ -62,13 +68,18 @@ const chartData = (() => {
    * @returns {Array<Array<number|null|undefined>>}
    */
   function aligned(lines) {
-    const xs = [...new Set(lines.flatMap((line) => line.points.map(([x]) => x)))].sort((one, other) => one - other);
+    const xs = [...new Set(lines.flatMap((line) => line.points.map(([x]) => x)))].sort(
+      (one, other) => one - other,
+    );
     const places = new Map(xs.map((x, at) => [x, at]));
-    return [xs, ...lines.map((line) => {
-      const column = new Array(xs.length); // undefined: this line has no point here; null: a gap
-      for (const [x, y] of line.points) column[places.get(x)] = y;
-      return column;
-    })];
+    return [
+      xs,
+      ...lines.map((line) => {
+        const column = new Array(xs.length); // undefined: this line has no point here; null: a gap
+        for (const [x, y] of line.points) column[places.get(x)] = y;
+        return column;
+      }),
+    ];
   }
 
   /**

@@ -10,29 +10,49 @@ const dagRun = (() => {
    * @param {AbortSignal} signal
    */
   function draw(root, state, signal) {
-    page.locate([[state.dag_id, null], [state.run_id, null], ...(state.task_id ? [[state.task_id, null]] : [])]);
+    page.locate([
+      [state.dag_id, null],
+      [state.run_id, null],
+      ...(state.task_id ? [[state.task_id, null]] : []),
+    ]);
     root.append(notices.loading("Looking for the restores of this run…"));
 
     async function read() {
       try {
-        const asked = { dag_id: state.dag_id, run_id: state.run_id, task_id: state.task_id, map_index: state.map_index };
+        const asked = {
+          dag_id: state.dag_id,
+          run_id: state.run_id,
+          task_id: state.task_id,
+          map_index: state.map_index,
+        };
         show(await source.get("dag_run", asked, signal));
       } catch (error) {
-        if (!signal.aborted) root.replaceChildren(notices.failure(error, read, "The restores of this run could not be read."));
+        if (!signal.aborted)
+          root.replaceChildren(notices.failure(error, read, "The restores of this run could not be read."));
       }
     }
 
-    function show({ restores: all, trial }) {
-      root.replaceChildren(el("h1", {}, all.length === 1 ? ["Restore of ", foreign(all[0].name)] : "Restores of this run"));
+    function show({ restores: all, trial, hidden }) {
+      root.replaceChildren(
+        el("h1", {}, all.length === 1 ? ["Restore of ", foreign(all[0].name)] : "Restores of this run"),
+      );
       if (!all.length) root.append(nothing());
       else if (all.length === 1) one(all[0], trial);
-      else root.append(list(all));
+      else
+        root.append(
+          list(all),
+          hidden ? el("p", { class: "faint" }, `${words.counted(hidden, "more restore")} not shown.`) : "",
+        );
     }
 
     function one(it, trial) {
       const problem = notices.warnings([it.problem].filter(Boolean));
-      root.append(el("p", {}, words.badge(it.outcome || "running"), " ", foreign(it.reason ?? "")), problem ?? "");
-      if (!it.problem && it.restore_id) restore.watch(root, { prefix: it.prefix, path: it.path, restore_id: it.restore_id, trial }, signal);
+      root.append(
+        el("p", {}, it.outcome && words.badge(it.outcome), " ", foreign(it.reason ?? "")),
+        problem ?? "",
+      );
+      if (!it.problem && it.restore_id)
+        restore.watch(root, { prefix: it.prefix, path: it.path, restore_id: it.restore_id, trial }, signal);
       else if (!it.problem) root.append(el("p", {}, toExperiment(it)));
     }
 
@@ -40,9 +60,15 @@ const dagRun = (() => {
   }
 
   function nothing() {
-    return notices.empty("This run has planned no restore",
-      el("p", {}, "Either its plan task has not run yet, it found nothing to restore, or this DAG restores no experiments."),
-      el("p", {}, link({ view: "experiments" }, "All experiments")));
+    return notices.empty(
+      "This run has planned no restore",
+      el(
+        "p",
+        {},
+        "Either its plan task has not run yet, it found nothing to restore, or this DAG restores no experiments.",
+      ),
+      el("p", {}, link({ view: "experiments" }, "All experiments")),
+    );
   }
 
   function toExperiment(it) {
@@ -51,13 +77,37 @@ const dagRun = (() => {
 
   function list(all) {
     const made = table.create({
-      id: "run-restores", caption: "Restores of this run", name: (row) => row.path,
+      id: "run-restores",
+      caption: "Restores of this run",
+      name: (row) => row.path,
       columns: [
-        { key: "name", label: "Experiment", value: (row) => row.name, cell: (row) => (row.problem ? foreign(row.name) : toExperiment(row)) },
-        { key: "outcome", label: "Outcome", value: (row) => row.outcome, cell: (row, value) => (value ? words.badge(value) : words.NOTHING) },
+        {
+          key: "name",
+          label: "Experiment",
+          value: (row) => row.name,
+          cell: (row) => (row.problem ? foreign(row.name) : toExperiment(row)),
+        },
+        {
+          key: "outcome",
+          label: "Outcome",
+          value: (row) => row.outcome,
+          cell: (row, value) => (value ? words.badge(value) : words.NOTHING),
+        },
         { key: "reason", label: "Reason", value: (row) => row.problem || row.reason },
-        { key: "restore", label: "Restore", value: (row) => row.restore_id, cell: (row, value) => (!value ? words.NOTHING : row.problem ? foreign(value)
-          : link({ view: "restore", prefix: row.prefix, path: row.path, restore_id: value }, foreign(value))) },
+        {
+          key: "restore",
+          label: "Restore",
+          value: (row) => row.restore_id,
+          cell: (row, value) =>
+            !value
+              ? words.NOTHING
+              : row.problem
+                ? foreign(value)
+                : link(
+                    { view: "restore", prefix: row.prefix, path: row.path, restore_id: value },
+                    foreign(value),
+                  ),
+        },
       ],
     });
     made.setRows(all);

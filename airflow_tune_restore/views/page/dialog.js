@@ -17,13 +17,21 @@ const dialog = (() => {
     const answer = el("div", { class: "answer", "aria-live": "polite" });
     const no = button("Cancel", () => box.close());
     const go = button(yes, run, { class: `button ${is_danger ? "danger" : "primary"}` });
-    const box = el("dialog", { "aria-labelledby": "dialog-title", onclose: close },
-      el("h2", { id: "dialog-title" }, title), ...body, answer, el("div", { class: "buttons" }, no, go));
+    const box = el(
+      "dialog",
+      { "aria-labelledby": "dialog-title", onclose: close },
+      el("h2", { id: "dialog-title" }, title),
+      ...body,
+      answer,
+      el("div", { class: "buttons" }, no, go),
+    );
     let is_done = false;
 
     async function run() {
       go.disabled = true;
-      answer.replaceChildren(notices.loading("Working…"));
+      answer.replaceChildren(
+        notices.loading("Working… This may take a minute, if it has to wait for the lease."),
+      );
       try {
         const said = await act();
         is_done = true;

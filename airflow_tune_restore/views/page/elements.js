@@ -20,7 +20,9 @@ const elements = (() => {
       else if (/^(class|role|for|scope|aria-.*|data-.*)$/.test(name)) made.setAttribute(name, value);
       else made[name] = value;
     }
-    made.append(...children.flat(2).filter((child) => child !== null && child !== undefined && child !== false));
+    made.append(
+      ...children.flat(2).filter((child) => child !== null && child !== undefined && child !== false),
+    );
     return made;
   }
 
@@ -72,12 +74,18 @@ const elements = (() => {
    * @returns {HTMLElement}
    */
   function command(text) {
-    const copy = button([icons.make("copy"), "Copy"], async () => {
-      const is_copied = await copyText(text);
-      announce(is_copied ? "Copied" : "Not copied: select the text, and copy it yourself");
-      copy.lastChild.textContent = is_copied ? "Copied" : "Select it";
-      setTimeout(() => { copy.lastChild.textContent = "Copy"; }, 2000);
-    }, { class: "button small quiet", title: "Copy this command" });
+    const copy = button(
+      [icons.make("copy"), "Copy"],
+      async () => {
+        const is_copied = await copyText(text);
+        announce(is_copied ? "Copied" : "Not copied: select the text, and copy it yourself");
+        copy.lastChild.textContent = is_copied ? "Copied" : "Select it";
+        setTimeout(() => {
+          copy.lastChild.textContent = "Copy";
+        }, 2000);
+      },
+      { class: "button small quiet", title: "Copy this command" },
+    );
     return el("span", { class: "command" }, el("code", {}, foreign(text)), copy);
   }
 
@@ -115,9 +123,18 @@ const elements = (() => {
    */
   function facts(pairs, properties = {}) {
     const known = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
-    return el("dl", { class: "facts", ...properties }, known.map(([name, value]) => el(
-      "div", {}, el("dt", {}, foreign(name)), el("dd", {}, value instanceof Node ? value : foreign(value)),
-    )));
+    return el(
+      "dl",
+      { class: "facts", ...properties },
+      known.map(([name, value]) =>
+        el(
+          "div",
+          {},
+          el("dt", {}, foreign(name)),
+          el("dd", {}, value instanceof Node ? value : foreign(value)),
+        ),
+      ),
+    );
   }
 
   /**
@@ -139,8 +156,11 @@ const elements = (() => {
    * @returns {HTMLElement}
    */
   function select(options, chosen, onchange, properties = {}) {
-    const made = el("select", { onchange: () => onchange(made.value), ...properties },
-      options.map(([value, text]) => el("option", { value }, text)));
+    const made = el(
+      "select",
+      { onchange: () => onchange(made.value), ...properties },
+      options.map(([value, text]) => el("option", { value }, text)),
+    );
     made.value = chosen;
     return made;
   }

@@ -11,7 +11,8 @@ const evidence = (() => {
   function draw(panel, context) {
     const { about } = context;
     const signs = table.create({
-      id: "signs", caption: "The evidence for the health",
+      id: "signs",
+      caption: "The evidence for the health",
       columns: [
         { key: "name", label: "Sign", value: (row) => row.name },
         { key: "found", label: "Found", value: (row) => row.found },
@@ -23,9 +24,14 @@ const evidence = (() => {
     panel.append(
       el("p", {}, words.badge(about.health), " ", foreign(about.reason)),
       signs.element,
-      el("h2", {}, "Quarantine"), quarantine(context),
+      el("h2", {}, "Quarantine"),
+      quarantine(context),
       el("h2", {}, "Where this comes from"),
-      facts([["Place", about.place], ["State file", about.state_file], ["Last write", about.last_write && words.ago(about.last_write)]]),
+      facts([
+        ["Place", about.place],
+        ["State file", about.state_file],
+        ["Last write", about.last_write && words.ago(about.last_write)],
+      ]),
     );
   }
 
@@ -33,14 +39,29 @@ const evidence = (() => {
     const { about } = context;
     const held = Object.entries(about.quarantine).map(([trial_id, reason]) => ({ trial_id, reason }));
     if (about.ledger_warning) return notices.warnings([about.ledger_warning]);
-    if (!held.length) return el("p", { class: "faint" }, "No trial is in quarantine. A trial gets there when it fails too often, or twice in the same way.");
+    if (!held.length)
+      return el(
+        "p",
+        { class: "faint" },
+        "No trial is in quarantine. A trial gets there when it fails too often, or twice in the same way.",
+      );
     const list = table.create({
-      id: "quarantine", caption: "Trials in quarantine",
+      id: "quarantine",
+      caption: "Trials in quarantine",
       columns: [
         { key: "trial", label: "Trial", value: (row) => row.trial_id },
         { key: "reason", label: "Reason", value: (row) => row.reason },
-        ...(source.report ? [] : [{ key: "act", label: "", title: "Actions", value: () => null,
-          cell: (row) => actions.release(about, row.trial_id, row.reason, context.reread) ?? "" }]),
+        ...(source.report
+          ? []
+          : [
+              {
+                key: "act",
+                label: "",
+                title: "Actions",
+                value: () => null,
+                cell: (row) => actions.release(about, row.trial_id, row.reason, context.reread) ?? "",
+              },
+            ]),
       ],
       name: (row) => row.trial_id,
     });

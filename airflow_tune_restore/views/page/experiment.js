@@ -13,8 +13,12 @@ const experiment = (() => {
   function draw(root, state, signal) {
     const place = { prefix: state.prefix, path: state.path ?? "" };
     let open = null;
-    page.locate([[state.prefix ?? "", { view: "experiments", prefix: state.prefix }], [state.path || (state.prefix ?? ""), null]]
-      .filter(([text]) => text));
+    page.locate(
+      [
+        [state.prefix ?? "", { view: "experiments", prefix: state.prefix }],
+        [state.path || (state.prefix ?? ""), null],
+      ].filter(([text]) => text),
+    );
     root.append(notices.loading("Reading the experiment…"));
 
     async function read() {
@@ -30,18 +34,33 @@ const experiment = (() => {
 
     function show(about) {
       const context = { about, place, signal, reread: read, rows: trials.rowsOf(about) };
-      page.locate(source.report ? [[about.name, null]]
-        : [[state.prefix ?? "", { view: "experiments", prefix: state.prefix }], [about.name, null]],
-      ...(source.report ? [el("span", { class: "faint small" }, `Written ${words.exact(source.report.written_at)}`)]
-        : [button([icons.make("refresh"), "Read again"], read)]));
-      open = tabs.create([
-        { key: "trials", label: "Trials", draw: (panel) => trials.draw(panel, context) },
-        { key: "curves", label: "Curves", draw: (panel) => curves.draw(panel, context) },
-        { key: "plan", label: "Plan", draw: (panel) => plan.draw(panel, context) },
-        { key: "restores", label: "Restores", draw: (panel) => restores.draw(panel, context) },
-        { key: "evidence", label: "Evidence", draw: (panel) => evidence.draw(panel, context) },
-      ], page.state().tab ?? "trials", (tab) => page.remember({ tab }));
-      root.replaceChildren(head(context), ...[notices.warnings(about.warnings)].filter(Boolean), open.element);
+      page.locate(
+        source.report
+          ? [[about.name, null]]
+          : [
+              [state.prefix ?? "", { view: "experiments", prefix: state.prefix }],
+              [about.name, null],
+            ],
+        ...(source.report
+          ? [el("span", { class: "faint small" }, `Written ${words.exact(source.report.written_at)}`)]
+          : [button([icons.make("refresh"), "Read again"], read)]),
+      );
+      open = tabs.create(
+        [
+          { key: "trials", label: "Trials", draw: (panel) => trials.draw(panel, context) },
+          { key: "curves", label: "Curves", draw: (panel) => curves.draw(panel, context) },
+          { key: "plan", label: "Plan", draw: (panel) => plan.draw(panel, context) },
+          { key: "restores", label: "Restores", draw: (panel) => restores.draw(panel, context) },
+          { key: "evidence", label: "Evidence", draw: (panel) => evidence.draw(panel, context) },
+        ],
+        page.state().tab ?? "trials",
+        (tab) => page.remember({ tab }),
+      );
+      root.replaceChildren(
+        head(context),
+        ...[notices.warnings(about.warnings)].filter(Boolean),
+        open.element,
+      );
       open.start();
     }
 
@@ -53,11 +72,17 @@ const experiment = (() => {
     const counts = {};
     for (const row of rows) counts[row.status] = (counts[row.status] ?? 0) + 1;
     const quarantined = Object.keys(about.quarantine).length;
-    return el("section", { class: "head", "aria-label": "The experiment" },
-      el("div", { class: "title" },
-        el("h1", {}, foreign(about.name)), words.badge(about.health, about.reason),
+    return el(
+      "section",
+      { class: "head", "aria-label": "The experiment" },
+      el(
+        "div",
+        { class: "title" },
+        el("h1", {}, foreign(about.name)),
+        words.badge(about.health, about.reason),
         el("span", { class: "grow" }),
-        actions.restoreNow(about, plan.DEFAULTS)),
+        actions.restoreNow(about, plan.DEFAULTS),
+      ),
       el("p", { class: "reason" }, foreign(about.reason)),
       facts([
         ["Trials", words.bar(counts)],
@@ -69,13 +94,22 @@ const experiment = (() => {
         ["Scheduler", about.scheduler],
         ["Place", about.place],
       ]),
-      el("details", { class: "commands" }, el("summary", {}, "The same from a shell"),
-        commands(about).map((each) => command(each))));
+      el(
+        "details",
+        { class: "commands" },
+        el("summary", {}, "The same from a shell"),
+        commands(about).map((each) => command(each)),
+      ),
+    );
   }
 
   function commands(about) {
     const address = quoted(about.address);
-    return [`tune-restore plan ${address} --resume-errored`, `tune-restore restore ${address} --resume-errored`, `tune-restore report ${address} -o report.html`];
+    return [
+      `tune-restore plan ${address} --resume-errored`,
+      `tune-restore restore ${address} --resume-errored`,
+      `tune-restore report ${address} -o report.html`,
+    ];
   }
 
   function quoted(text) {

@@ -1,25 +1,56 @@
 /** The list of experiments below all configured prefixes, or below one. */
 const experiments = (() => {
   "use strict";
-  const { el, foreign, link, button, field, select } = elements;
+  const { el, foreign, link, button } = elements;
 
-  const HEALTHS = ["errored", "interrupted", "running", "not_started", "unreadable", "finished"];
   const PENDING_MILLISECONDS = 2000;
   const known = new Map(); // the last answer of each prefix: what Back shows at once
 
   const COLUMNS = [
     { key: "name", label: "Experiment", value: (row) => row.name, cell: nameCell },
-    { key: "health", label: "Health", value: (row) => HEALTHS.indexOf(row.health), cell: healthCell },
-    { key: "trials", label: "Trials", value: (row) => total(row.trials), cell: (row) => words.bar(row.trials),
-      is_numeric: false, title: "Trials by status" },
-    { key: "best", label: "Best", value: (row) => row.best, cell: bestCell, is_numeric: true,
-      title: "The best value of the experiment's metric" },
-    { key: "last_write", label: "Last write", value: (row) => Date.parse(row.last_write ?? "") || null,
-      cell: (row) => words.ago(row.last_write) },
-    { key: "restore", label: "Restore", value: (row) => row.restore, cell: restoreCell,
-      title: "A restore at work" },
-    { key: "quarantined", label: "Quarantined", value: (row) => row.quarantined, cell: quarantineCell,
-      is_numeric: true, title: "Trials that are not run again until they are released" },
+    {
+      key: "health",
+      label: "Health",
+      value: (row) => experimentFilters.HEALTHS.indexOf(row.health),
+      cell: healthCell,
+    },
+    {
+      key: "trials",
+      label: "Trials",
+      value: (row) => total(row.trials),
+      cell: (row) => words.bar(row.trials),
+      is_numeric: false,
+      title: "Trials by status",
+    },
+    {
+      key: "best",
+      label: "Best",
+      value: (row) => row.best,
+      cell: bestCell,
+      is_numeric: true,
+      title: "The best value of the experiment's metric",
+    },
+    {
+      key: "last_write",
+      label: "Last write",
+      value: (row) => Date.parse(row.last_write ?? "") || null,
+      cell: (row) => words.ago(row.last_write),
+    },
+    {
+      key: "restore",
+      label: "Restore",
+      value: (row) => row.restore,
+      cell: restoreCell,
+      title: "A restore at work",
+    },
+    {
+      key: "quarantined",
+      label: "Quarantined",
+      value: (row) => row.quarantined,
+      cell: quarantineCell,
+      is_numeric: true,
+      title: "Trials that are not run again until they are released",
+    },
   ];
 
   function total(trials) {
@@ -32,28 +63,51 @@ const experiments = (() => {
 
   function nameCell(row) {
     const warning = row.warnings.length
-      ? el("span", { class: "warned", title: row.warnings.join("\n") }, icons.make("warning"),
-        el("span", { class: "unseen" }, `${words.counted(row.warnings.length, "warning")}`))
+      ? el(
+          "span",
+          { class: "warned", title: row.warnings.join("\n") },
+          icons.make("warning"),
+          el("span", { class: "unseen" }, `${words.counted(row.warnings.length, "warning")}`),
+        )
       : null;
     const below = row.path && row.path !== row.name ? row.path : "";
-    return el("div", { class: "name" }, link(addressOf(row), foreign(row.name)), warning,
-      el("div", { class: "faint small" }, foreign([row.shows_prefix && row.prefix, below].filter(Boolean).join(" / "))));
+    return el(
+      "div",
+      { class: "name" },
+      link(addressOf(row), foreign(row.name)),
+      warning,
+      el(
+        "div",
+        { class: "faint small" },
+        foreign([row.shows_prefix && row.prefix, below].filter(Boolean).join(" / ")),
+      ),
+    );
   }
 
   function healthCell(row) {
-    return el("div", { class: "health" }, words.badge(row.health, row.reason),
-      el("div", { class: "faint small clamp", title: row.reason }, foreign(row.reason)));
+    return el(
+      "div",
+      { class: "health" },
+      words.badge(row.health, row.reason),
+      el("div", { class: "faint small clamp", title: row.reason }, foreign(row.reason)),
+    );
   }
 
   function bestCell(row, value) {
     if (value === null) return el("span", { class: "faint" }, words.NOTHING);
     const how = [row.metric, row.mode && `(${row.mode})`, row.best_trial && `trial ${row.best_trial}`];
-    return el("div", { title: `${value}\n${how.filter(Boolean).join(" ")}` }, words.number(value),
-      el("div", { class: "faint small" }, foreign(row.metric ?? "")));
+    return el(
+      "div",
+      { title: `${value}\n${how.filter(Boolean).join(" ")}` },
+      words.number(value),
+      el("div", { class: "faint small" }, foreign(row.metric ?? "")),
+    );
   }
 
   function restoreCell(row, value) {
-    return value ? el("span", { class: "at-work small", title: value }, icons.make("play"), foreign(value)) : "";
+    return value
+      ? el("span", { class: "at-work small", title: value }, icons.make("play"), foreign(value))
+      : "";
   }
 
   function quarantineCell(row, value) {
@@ -73,21 +127,36 @@ const experiments = (() => {
     const problems = el("div", { class: "problems" });
     const facts = el("p", { class: "faint small", id: "scanned" });
     const failed = new Map();
-    const filters = filterBar(state, labels, () => show());
+    const filters = experimentFilters.create(state, labels, () => show());
     const list = table.create({
-      id: "experiments", caption: "Experiments", columns: COLUMNS, sort: state.sort || "health",
-      onsort: (sort) => page.remember({ sort }), onopen: (row) => page.go(addressOf(row)),
-      name: (row) => `${row.prefix}/${row.path}`, empty: notices.loading("Looking for experiments…"),
+      id: "experiments",
+      caption: "Experiments",
+      columns: COLUMNS,
+      sort: state.sort || "health",
+      onsort: (sort) => page.remember({ sort }),
+      onopen: (row) => page.go(addressOf(row)),
+      name: (row) => `${row.prefix}/${row.path}`,
+      empty: notices.loading("Looking for experiments…"),
     });
 
-    page.locate(state.prefix ? [[state.prefix, null]] : [],
-      button([icons.make("refresh"), "Look again"], () => labels.forEach((label) => read(label, true)),
-        { class: "button", title: "List the store again, now" }));
-    root.append(el("h1", {}, "Tune experiments"), problems, filters.element, list.element, facts);
-    if (source.settings.problem) problems.append(notices.warnings([source.settings.problem]));
+    page.locate(
+      state.prefix ? [[state.prefix, null]] : [],
+      button([icons.make("refresh"), "Look again"], () => labels.forEach((label) => read(label, true)), {
+        class: "button",
+        title: "List the store again, now",
+      }),
+    );
+    root.append(
+      el("h1", {}, "Tune experiments"),
+      notices.warnings([source.settings.problem].filter(Boolean)) ?? "",
+      problems,
+      filters.element,
+      list.element,
+      facts,
+    );
 
     async function read(label, fresh = false) {
-      facts.textContent = "Looking for experiments…";
+      if (fresh || !known.has(label)) facts.textContent = "Looking for experiments…";
       try {
         const answer = await source.get("experiments", { prefix: label, fresh: fresh || null }, signal);
         known.set(label, answer);
@@ -104,24 +173,43 @@ const experiments = (() => {
     }
 
     function show() {
-      const rows = labels.flatMap((label) => (known.get(label)?.experiments ?? []).map(
-        (row) => ({ ...row, prefix: label, shows_prefix: labels.length > 1 })));
+      const rows = labels.flatMap((label) =>
+        (known.get(label)?.experiments ?? []).map((row) => ({
+          ...row,
+          prefix: label,
+          shows_prefix: labels.length > 1,
+        })),
+      );
       const shown = rows.filter(filters.test);
       filters.count(rows);
       list.setRows(shown);
+      const has_failed = failed.size === labels.length && !rows.length;
+      [filters.element, list.element, facts].forEach((each) => {
+        each.hidden = has_failed;
+      });
       const are_read = labels.every((label) => known.has(label) || failed.has(label));
       if (are_read && !shown.length) fill(list.element.querySelector(".nothing"), rows.length);
       if (are_read) facts.replaceChildren(...describe(labels, rows.length, shown.length));
-      problems.replaceChildren(...[...failed].map(([label, error]) => notices.failure(
-        error, () => read(label, true), labels.length > 1 || error.status === 502 ? `Prefix ${label}` : "")));
+      problems.replaceChildren(
+        ...[...failed].map(([label, error]) =>
+          notices.failure(
+            error,
+            () => read(label, true),
+            labels.length > 1 || error.status === 502 ? `Prefix ${label}` : "",
+          ),
+        ),
+      );
     }
 
     function fill(place, count) {
-      if (failed.size === labels.length) place.replaceChildren();
-      else if (count) {
-        place.replaceChildren(notices.empty("No experiment passes the filters",
-          el("p", {}, `${words.counted(count, "experiment")} ${count === 1 ? "is" : "are"} hidden.`),
-          button("Clear the filters", filters.clear, { class: "button primary" })));
+      if (count) {
+        place.replaceChildren(
+          notices.empty(
+            "No experiment passes the filters",
+            el("p", {}, `${words.counted(count, "experiment")} ${count === 1 ? "is" : "are"} hidden.`),
+            button("Clear the filters", filters.clear, { class: "button primary" }),
+          ),
+        );
       } else place.replaceChildren(noExperiments(labels));
     }
 
@@ -131,13 +219,33 @@ const experiments = (() => {
 
   function noExperiments(labels) {
     const places = labels.map((label) => known.get(label)?.place).filter(Boolean);
-    return notices.empty("No experiment here yet",
-      el("p", {}, "An experiment is a directory with ", el("code", {}, "tuner.pkl"), " or an ",
-        el("code", {}, "experiment_state-….json"), ", as Ray Tune writes them. None lies below:"),
-      el("ul", {}, places.map((place) => el("li", {}, foreign(place)))),
-      el("p", {}, "Give ", el("code", {}, "RunConfig(storage_path=…)"), " of your sweeps such a place, or change ",
-        el("code", {}, "[tune_restore] prefixes"), ". To see what a shell finds:"),
-      places.map((place) => el("p", {}, elements.command(`tune-restore scan '${place}'`))));
+    return notices.empty(
+      "No experiment here yet",
+      el(
+        "p",
+        {},
+        "An experiment is a directory with ",
+        el("code", {}, "tuner.pkl"),
+        " or an ",
+        el("code", {}, "experiment_state-….json"),
+        ", as Ray Tune writes them. None lies below:",
+      ),
+      el(
+        "ul",
+        {},
+        places.map((place) => el("li", {}, foreign(place))),
+      ),
+      el(
+        "p",
+        {},
+        "Give ",
+        el("code", {}, "RunConfig(storage_path=…)"),
+        " of your sweeps such a place, or change ",
+        el("code", {}, "[tune_restore] prefixes"),
+        ". To see what a shell finds:",
+      ),
+      places.map((place) => el("p", {}, elements.command(`tune-restore scan '${place}'`))),
+    );
   }
 
   function describe(labels, count, shown) {
@@ -145,57 +253,12 @@ const experiments = (() => {
     const oldest = answers.map((answer) => answer.scanned_at).sort()[0];
     const pending = answers.reduce((sum, answer) => sum + (answer.pending || 0), 0);
     return [
-      shown === count ? words.counted(count, "experiment") : `${words.number(shown)} of ${words.counted(count, "experiment")}`,
+      shown === count
+        ? words.counted(count, "experiment")
+        : `${words.number(shown)} of ${words.counted(count, "experiment")}`,
       ...(oldest ? [", listed ", words.ago(oldest)] : []),
       pending ? `; the best values of ${words.number(pending)} are still being read` : "",
     ];
-  }
-
-  function filterBar(state, labels, onchange) {
-    const chosen = new Set((state.health ?? "").split(",").filter(Boolean));
-    const text = el("input", { type: "search", id: "filter-text", value: state.text ?? "", placeholder: "Name, path or reason",
-      oninput: () => { page.remember({ text: text.value }); onchange(); } });
-    const statuses = ["ERROR", "RUNNING", "PENDING", "PAUSED", "TERMINATED"];
-    const status = select([["", "any"], ...statuses.map((each) => [each, each])], state.status ?? "",
-      (value) => { page.remember({ status: value }); onchange(); }, { id: "filter-status" });
-    const chips = HEALTHS.map((health) => button([words.badge(health), el("span", { class: "count" })], (event) => {
-      if (!chosen.delete(health)) chosen.add(health);
-      event.currentTarget.setAttribute("aria-pressed", String(chosen.has(health)));
-      page.remember({ health: HEALTHS.filter((each) => chosen.has(each)).join(",") });
-      onchange();
-    }, { class: "chip", "aria-pressed": String(chosen.has(health)), "data-health": health }));
-    const prefixes = source.settings.prefixes;
-    const prefix = prefixes.length > 1 ? field("Prefix", select(
-      [["", "all"], ...prefixes.map((each) => [each, each])], labels.length === 1 ? labels[0] : "",
-      (value) => page.go({ ...page.state(), view: "experiments", prefix: value }), { id: "filter-prefix" })) : null;
-
-    function test(row) {
-      if (chosen.size && !chosen.has(row.health)) return false;
-      if (status.value && !row.trials[status.value]) return false;
-      const wanted = text.value.trim().toLowerCase();
-      return !wanted || [row.name, row.path, row.reason, row.metric ?? "", row.restore ?? ""]
-        .some((each) => each.toLowerCase().includes(wanted));
-    }
-
-    function count(rows) {
-      chips.forEach((chip) => {
-        chip.lastChild.textContent = rows.filter((row) => row.health === chip.dataset.health).length;
-      });
-    }
-
-    function clear() {
-      chosen.clear();
-      text.value = "";
-      status.value = "";
-      chips.forEach((chip) => chip.setAttribute("aria-pressed", "false"));
-      page.remember({ health: null, text: null, status: null });
-      onchange();
-    }
-
-    const element = el("div", { class: "toolbar", role: "search" }, prefix, field("Search", text),
-      field("With trials", status, "Experiments that have a trial of this status"),
-      el("div", { class: "chips", role: "group", "aria-label": "Health" }, chips));
-    return { element, test, count, clear };
   }
 
   return { draw };

@@ -45,16 +45,21 @@ const frame = (() => {
    * @returns {HTMLElement}
    */
   function link(href, ...children) {
-    return elements.el("a", {
-      href,
-      target: "_top",
-      class: "leave",
-      onclick: (event) => {
-        if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
-        event.preventDefault();
-        leave(href);
+    return elements.el(
+      "a",
+      {
+        href,
+        target: "_top",
+        class: "leave",
+        onclick: (event) => {
+          if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
+          event.preventDefault();
+          leave(href);
+        },
       },
-    }, ...children, icons.make("leave"));
+      ...children,
+      icons.make("leave"),
+    );
   }
 
   function leave(href) {

@@ -11,8 +11,12 @@ const notices = (() => {
    */
   function notice(tone, ...children) {
     const icon = { good: "check", bad: "cross", wait: "warning" }[tone] ?? "info";
-    return el("div", { class: `notice ${tone}`, role: tone === "bad" ? "alert" : "note" },
-      icons.make(icon), el("div", {}, ...children));
+    return el(
+      "div",
+      { class: `notice ${tone}`, role: tone === "bad" ? "alert" : "note" },
+      icons.make(icon),
+      el("div", {}, ...children),
+    );
   }
 
   /**
@@ -23,7 +27,10 @@ const notices = (() => {
    */
   function warnings(sentences, tone = "wait") {
     if (!sentences?.length) return null;
-    return notice(tone, sentences.map((sentence) => el("p", {}, foreign(sentence))));
+    return notice(
+      tone,
+      sentences.map((sentence) => el("p", {}, foreign(sentence))),
+    );
   }
 
   /**
@@ -54,30 +61,44 @@ const notices = (() => {
    */
   function failure(error, retry, what = "") {
     const again = retry && button([icons.make("refresh"), "Try again"], retry, { class: "button" });
-    return el("div", { class: "failure", "data-status": error.status ?? "" },
-      notice("bad",
+    return el(
+      "div",
+      { class: "failure", "data-status": error.status ?? "" },
+      notice(
+        "bad",
         what && el("p", {}, el("strong", {}, what)),
         el("p", {}, foreign(error.message)),
-        el("p", { class: "next" }, nextStep(error))),
-      again);
+        el("p", { class: "next" }, nextStep(error)),
+      ),
+      again,
+    );
   }
 
   function nextStep(error) {
     if (source.report) return "The page in Airflow may have it, and so may the command tune-restore.";
     const dag = source.settings?.recovery_dag_id;
     const theDag = dag ? ["the DAG ", foreign(dag)] : ["the recovery DAG"];
-    if (error.status === 401) return "Your session has ended. Log in to Airflow again, and load this page again.";
+    if (error.status === 401)
+      return "Your session has ended. Log in to Airflow again, and load this page again.";
     if (error.status === 403) {
-      return el("span", {}, "This page is for those who may read the runs of ", theDag,
-        "; its buttons are for those who may run it. Ask whoever gives out permissions in your Airflow.");
+      return el(
+        "span",
+        {},
+        "This page is for those who may read the runs of ",
+        theDag,
+        "; its buttons are for those who may run it. Ask whoever gives out permissions in your Airflow.",
+      );
     }
     if (error.status === 404) return "Go back to the list: it may have been moved or deleted since.";
     if (error.status === 409) return "Load this page again to see what has changed.";
     if (error.status === 502) {
       return "The store did not answer as it should. Check the connection in Airflow and the store itself, and try again.";
     }
-    if (error.status === 0) return "Check the network, and whether the API server is running. Then try again.";
-    return error.status ? "" : "This is a fault of the page. Load it again; if it comes back, please report it.";
+    if (error.status === 0)
+      return "Check the network, and whether the API server is running. Then try again.";
+    return error.status
+      ? ""
+      : "This is a fault of the page. Load it again; if it comes back, please report it.";
   }
 
   /**
@@ -86,16 +107,31 @@ const notices = (() => {
    * @returns {HTMLElement}
    */
   function notConfigured(problem) {
-    const example = '[tune_restore]\nprefixes = {"team sweeps": "s3://my_conn@my-bucket/sweeps"}\n'
-      + "recovery_dag_id = restore_experiments";
-    return empty("No place to look for experiments",
+    const example =
+      '[tune_restore]\nprefixes = {"team sweeps": "s3://my_conn@my-bucket/sweeps"}\n' +
+      "recovery_dag_id = restore_experiments";
+    return empty(
+      "No place to look for experiments",
       el("p", {}, foreign(problem)),
-      el("p", {}, "Add this to ", el("code", {}, "airflow.cfg"), " and start the API server again. ",
-        "Each prefix is a label, and the place that holds the experiments; ", el("code", {}, "my_conn"),
-        " is a connection of Airflow:"),
+      el(
+        "p",
+        {},
+        "Add this to ",
+        el("code", {}, "airflow.cfg"),
+        " and start the API server again. ",
+        "Each prefix is a label, and the place that holds the experiments; ",
+        el("code", {}, "my_conn"),
+        " is a connection of Airflow:",
+      ),
       el("pre", { class: "example" }, example),
-      el("p", { class: "faint" }, "As an environment variable: ",
-        el("code", {}, "AIRFLOW__TUNE_RESTORE__PREFIXES"), "."));
+      el(
+        "p",
+        { class: "faint" },
+        "As an environment variable: ",
+        el("code", {}, "AIRFLOW__TUNE_RESTORE__PREFIXES"),
+        ".",
+      ),
+    );
   }
 
   return { notice, warnings, loading, empty, failure, notConfigured };

@@ -15,13 +15,31 @@ const page = (() => {
   }
 
   /**
+   * Return a list that the address holds: names may have commas of their own.
+   * @param {string} name
+   * @returns {Array<string>}
+   */
+  function list(name) {
+    return (state()[name] ?? "").split(",").filter(Boolean).map(decodeURIComponent);
+  }
+
+  /** Return a list as the address holds it. */
+  function joined(values) {
+    return [...values].map(encodeURIComponent).join(",");
+  }
+
+  /**
    * Return the address of a state; what is empty is left out, but for the path of an experiment.
    * @param {Object<string, string>} wanted
    * @returns {string}
    */
   function address(wanted) {
-    const kept = Object.entries(wanted).filter(([name, value]) =>
-      value !== null && value !== undefined && (value !== "" || (name === "path" && wanted.view !== "experiments")));
+    const kept = Object.entries(wanted).filter(
+      ([name, value]) =>
+        value !== null &&
+        value !== undefined &&
+        (value !== "" || (name === "path" && wanted.view !== "experiments")),
+    );
     return `${MARK}${new URLSearchParams(kept)}`;
   }
 
@@ -52,7 +70,11 @@ const page = (() => {
     LISTENERS.clear();
     const now = state();
     const main = document.getElementById("main");
-    const name = Object.hasOwn(VIEWS, now.view ?? "") ? now.view : source.report ? "experiment" : "experiments";
+    const name = Object.hasOwn(VIEWS, now.view ?? "")
+      ? now.view
+      : source.report
+        ? "experiment"
+        : "experiments";
     main.replaceChildren();
     main.dataset.view = name;
     endView = VIEWS[name](main, now, leaving.signal) ?? null;
@@ -67,11 +89,15 @@ const page = (() => {
     const first = source.report
       ? el("span", {}, "Ray Tune experiment")
       : link({ view: "experiments" }, "Tune experiments");
-    const items = crumbs.map(([text, to]) => el("li", {}, to && !source.report ? link(to, foreign(text)) : foreign(text)));
-    document.getElementById("header").replaceChildren(
-      el("nav", { "aria-label": "Where this page is" }, el("ol", {}, el("li", {}, first), items)),
-      el("div", { class: "tools" }, ...tools),
+    const items = crumbs.map(([text, to]) =>
+      el("li", {}, to && !source.report ? link(to, foreign(text)) : foreign(text)),
     );
+    document
+      .getElementById("header")
+      .replaceChildren(
+        el("nav", { "aria-label": "Where this page is" }, el("ol", {}, el("li", {}, first), items)),
+        el("div", { class: "tools" }, ...tools),
+      );
     const last = crumbs.at(-1)?.[0];
     document.title = last ? `${last} · Tune experiments` : "Tune experiments";
   }
@@ -79,9 +105,11 @@ const page = (() => {
   /**
    * Call a function when the theme changes, until the view is left.
    * @param {function(): void} listener
+   * @returns {function(): void} Ends it sooner.
    */
   function onTheme(listener) {
     LISTENERS.add(listener);
+    return () => LISTENERS.delete(listener);
   }
 
   const VIEWS = {
@@ -109,7 +137,7 @@ const page = (() => {
     draw();
   }
 
-  return { state, address, go, remember, locate, onTheme, start };
+  return { state, list, joined, address, go, remember, locate, onTheme, start };
 })();
 
 page.start();

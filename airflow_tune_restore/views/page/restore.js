@@ -4,7 +4,7 @@ const restore = (() => {
   const { el, foreign, link, facts } = elements;
 
   const POLL_MILLISECONDS = 5000;
-  const STATES = ["failed", "interrupted", "silent", "running", "paused", "waiting", "finished"];
+  const STATES = ["failed", "interrupted", "silent", "running", "paused", "waiting", "ended", "finished"];
 
   /**
    * Draw the restore of the address.
@@ -15,7 +15,11 @@ const restore = (() => {
   function draw(root, state, signal) {
     const place = { prefix: state.prefix, path: state.path ?? "" };
     const back = { view: "experiment", ...place, tab: "restores" };
-    page.locate([[state.prefix, { view: "experiments", prefix: state.prefix }], [state.path || state.prefix, back], [state.restore_id, null]]);
+    page.locate([
+      [state.prefix, { view: "experiments", prefix: state.prefix }],
+      [state.path || state.prefix, back],
+      [state.restore_id, null],
+    ]);
     root.append(el("h1", {}, "Restore ", foreign(state.restore_id)));
     watch(root, { ...place, restore_id: state.restore_id, trial: state.trial ?? null }, signal);
   }
@@ -29,8 +33,13 @@ const restore = (() => {
   function watch(root, what, signal) {
     const head = el("div", { class: "live" });
     const list = table.create({
-      id: "progress", caption: "Trials of the restore", columns: columns(new Map(), null), sort: "state", name: (row) => row.trial_id,
-      isChosen: (row) => row.trial_id === what.trial, empty: notices.loading("Reading the progress…"),
+      id: "progress",
+      caption: "Trials of the restore",
+      columns: columns(new Map(), null),
+      sort: "state",
+      name: (row) => row.trial_id,
+      isChosen: (row) => row.trial_id === what.trial,
+      empty: notices.loading("Reading the progress…"),
     });
     const { trial, ...asked } = what;
     let timer = null;
@@ -42,11 +51,14 @@ const restore = (() => {
       clearTimeout(timer);
       try {
         const answer = await source.get("experiment/progress", asked, signal);
-        is_over = answer.is_over;
+        is_over = answer.is_over && !answer.pending; // some ends are read at the next look
         tasks = await tasksOf(answer.dag_run, tasks, signal);
         list.setColumns(columns(tasks, answer.dag_run));
         list.setRows(answer.trials);
-        if (!answer.trials.length) list.element.querySelector(".nothing").replaceChildren(notices.empty("No trial runs in this restore"));
+        if (!answer.trials.length)
+          list.element
+            .querySelector(".nothing")
+            .replaceChildren(notices.empty("No trial runs in this restore"));
         head.replaceChildren(...headline(answer, asked));
         if (is_over) elements.announce("The restore is over.");
       } catch (error) {
@@ -80,8 +92,11 @@ const restore = (() => {
     try {
       const below = `dags/${encodeURIComponent(run.dag_id)}/dagRuns/${encodeURIComponent(run.run_id)}/taskInstances?limit=1000`;
       const { task_instances: all } = await source.airflow(below, undefined, signal);
-      return new Map(all.filter((task) => task.map_index >= 0 && task.rendered_map_index)
-        .map((task) => [task.rendered_map_index, task]));
+      return new Map(
+        all
+          .filter((task) => task.map_index >= 0 && task.rendered_map_index)
+          .map((task) => [task.rendered_map_index, task]),
+      );
     } catch (error) {
       if (signal.aborted) throw error;
       return known ?? new Map(); // whoever may not read tasks gets no links to them
@@ -94,52 +109,123 @@ const restore = (() => {
   }
 
   function headline(answer, place) {
-    const counts = {};
-    for (const { state } of answer.trials) counts[state] = (counts[state] ?? 0) + 1;
-    const run = answer.dag_run;
+    const { counts, dag_run: run } = answer;
     return [
-      el("p", { class: "numbers" },
+      el(
+        "p",
+        { class: "numbers" },
         answer.is_over ? words.badge("finished") : words.badge("running"),
-        el("span", {}, answer.is_over ? "This restore is over." : "Read again every 5 seconds while this page is seen."),
-        STATES.filter((state) => counts[state]).map((state) => el("span", { class: "pill" }, `${words.number(counts[state])} ${state}`))),
+        el(
+          "span",
+          {},
+          answer.is_over ? "This restore is over." : "Read again every 5 seconds while this page is seen.",
+        ),
+        STATES.filter((state) => counts[state]).map((state) =>
+          el("span", { class: "pill" }, `${words.number(counts[state])} ${state}`),
+        ),
+      ),
       facts([
         ["Read", words.ago(answer.at)],
         ["DAG run", run && actions.runLink(run.dag_id, run.run_id)],
-        ["Experiment", link({ view: "experiment", prefix: place.prefix, path: place.path }, foreign(place.path || place.prefix))],
-        ["Before and after", answer.is_over ? link({ view: "experiment", prefix: place.prefix, path: place.path, tab: "restores", restore: place.restore_id }, "what it changed") : null],
+        [
+          "Experiment",
+          link(
+            { view: "experiment", prefix: place.prefix, path: place.path },
+            foreign(place.path || place.prefix),
+          ),
+        ],
+        [
+          "Before and after",
+          answer.is_over
+            ? link(
+                {
+                  view: "experiment",
+                  prefix: place.prefix,
+                  path: place.path,
+                  tab: "restores",
+                  restore: place.restore_id,
+                },
+                "what it changed",
+              )
+            : null,
+        ],
       ]),
       answer.whole ? whole(answer.whole) : "",
+      answer.hidden
+        ? el("p", { class: "faint" }, `${words.counted(answer.hidden, "more trial")} not shown.`)
+        : "",
     ];
   }
 
   function whole(runner) {
-    return el("section", { class: "whole" }, el("h2", {}, "One runner for all trials"),
-      facts([["State", words.badge(runner.state)], ["Attempt", attempts(runner)], ["Heard", runner.heard === null ? null : `${words.span(runner.heard)} ago`],
-        ["Error", runner.error], ["Cause", runner.cause], ["Ray job", runner.ray_job]]));
+    return el(
+      "section",
+      { class: "whole" },
+      el("h2", {}, "One runner for all trials"),
+      facts([
+        ["State", words.badge(runner.state)],
+        ["Attempt", attempts(runner)],
+        ["Heard", runner.heard === null ? null : `${words.span(runner.heard)} ago`],
+        ["Error", runner.error],
+        ["Cause", runner.cause],
+        ["Ray job", runner.ray_job],
+      ]),
+    );
   }
 
   function attempts(row) {
-    return [row.attempt, row.attempts].filter((each) => each !== null && each !== undefined).map(words.number).join(" of ") || words.NOTHING;
+    return (
+      [row.attempt, row.attempts]
+        .filter((each) => each !== null && each !== undefined)
+        .map(words.number)
+        .join(" of ") || words.NOTHING
+    );
   }
 
   function columns(tasks, run) {
     return [
       { key: "trial", label: "Trial", value: (row) => row.trial_id },
-      { key: "state", label: "State", value: (row) => STATES.indexOf(row.state), cell: (row) => words.badge(row.state) },
+      {
+        key: "state",
+        label: "State",
+        value: (row) => STATES.indexOf(row.state),
+        cell: (row) => words.badge(row.state),
+      },
       { key: "attempt", label: "Attempt", is_numeric: true, value: (row) => row.attempt, cell: attempts },
       { key: "iteration", label: "Iteration", is_numeric: true, value: (row) => row.iteration },
-      { key: "value", label: "Metric", is_numeric: true, value: (row) => row.value,
-        cell: (row, value) => el("span", { title: row.metric ?? "" }, words.number(value)) },
-      { key: "heard", label: "Heard", title: "Since the last sign of life", is_numeric: true, value: (row) => row.heard,
-        cell: (row, value) => (value === null ? words.NOTHING : `${words.span(value)} ago`) },
-      { key: "error", label: "Error", value: (row) => [row.cause, row.error].filter(Boolean).join(": "),
-        cell: (row, value) => el("div", { class: "clamp", title: value }, table.plain(value)) },
-      { key: "log", label: "Log", value: () => null, cell: (row) => {
-        const task = run && taskOf(row.trial_id, tasks);
-        if (!task) return row.ray_job ? foreign(row.ray_job, { class: "small faint", title: "Ray job" }) : "";
-        const below = `/tasks/${encodeURIComponent(task.task_id)}/mapped/${task.map_index}`;
-        return actions.runLink(run.dag_id, run.run_id, below, "Log");
-      } },
+      {
+        key: "value",
+        label: "Metric",
+        is_numeric: true,
+        value: (row) => row.value,
+        cell: (row, value) => el("span", { title: row.metric ?? "" }, words.number(value)),
+      },
+      {
+        key: "heard",
+        label: "Heard",
+        title: "Since the last sign of life",
+        is_numeric: true,
+        value: (row) => row.heard,
+        cell: (row, value) => (value === null ? words.NOTHING : `${words.span(value)} ago`),
+      },
+      {
+        key: "error",
+        label: "Error",
+        value: (row) => [row.cause, row.error].filter(Boolean).join(": "),
+        cell: (row, value) => el("div", { class: "clamp", title: value }, table.plain(value)),
+      },
+      {
+        key: "log",
+        label: "Log",
+        value: () => null,
+        cell: (row) => {
+          const task = run && taskOf(row.trial_id, tasks);
+          if (!task)
+            return row.ray_job ? foreign(row.ray_job, { class: "small faint", title: "Ray job" }) : "";
+          const below = `/tasks/${encodeURIComponent(task.task_id)}/mapped/${task.map_index}`;
+          return actions.runLink(run.dag_id, run.run_id, below, "Log");
+        },
+      },
     ];
   }
 

@@ -6,7 +6,11 @@ const source = (() => {
 
   const embedded = document.getElementById("report-data");
   const report = embedded ? JSON.parse(embedded.textContent) : null;
-  const KEYS = { "experiment/trial": "trial", "experiment/restore": "restore_id", "experiment/column": "name" };
+  const KEYS = {
+    "experiment/trial": "trial",
+    "experiment/restore": "restore_id",
+    "experiment/column": "name",
+  };
   let settings = null;
 
   /** An answer that is none, as a sentence, and what to do next. */
@@ -126,11 +130,19 @@ const source = (() => {
   }
 
   return {
-    SourceError, get, post, airflow, start, holds, report,
-    get settings() { return settings; },
+    SourceError,
+    get,
+    post,
+    airflow,
+    start,
+    holds,
+    report,
+    get settings() {
+      return settings;
+    },
     /** The ids of the trials whose curves can be asked for; null for any. */
-    get drawable() { return report ? (report.answers["experiment/curves"]?.trials ?? []).map((t) => t.trial_id) : null; },
-    /** The milliseconds that "ago" counts from: a report is read long after it was written. */
-    now: () => (report ? Date.parse(report.written_at) : Date.now()),
+    get drawable() {
+      return report ? (report.answers["experiment/curves"]?.trials ?? []).map((t) => t.trial_id) : null;
+    },
   };
 })();

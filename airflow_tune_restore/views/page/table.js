@@ -35,9 +35,17 @@ const table = (() => {
     const body = el("tbody");
     const pager = el("div", { class: "pager" });
     const nothing = el("div", { class: "nothing" });
-    const scroller = el("div", { class: "scroller", tabIndex: 0, role: "region", "aria-label": options.caption },
-      el("table", { id: options.id },
-        el("caption", { class: "unseen" }, options.caption), el("thead", {}, head), body));
+    const scroller = el(
+      "div",
+      { class: "scroller", tabIndex: 0, role: "region", "aria-label": options.caption },
+      el(
+        "table",
+        { id: options.id },
+        el("caption", { class: "unseen" }, options.caption),
+        el("thead", {}, head),
+        body,
+      ),
+    );
     const element = el("div", { class: "table" }, scroller, nothing, pager);
     let columns = options.columns;
     let sort = options.sort ?? "";
@@ -46,18 +54,29 @@ const table = (() => {
     let first = 0;
 
     function drawHead() {
-      head.replaceChildren(...columns.map((column) => {
-        const is_sorted = sort.replace(/^-/, "") === column.key;
-        const order = !is_sorted ? "none" : sort.startsWith("-") ? "descending" : "ascending";
-        const icon = { none: "both", ascending: "up", descending: "down" }[order];
-        const label = column.label && button(
-          [foreign(column.label), icons.make(icon)], () => sortBy(column), { class: "sort", title: column.title },
-        );
-        return el("th", {
-          scope: "col", class: column.is_numeric ? "numeric" : null, "aria-sort": column.label ? order : null,
-          "data-column": column.key,
-        }, label || el("span", { class: "unseen" }, column.title));
-      }));
+      head.replaceChildren(
+        ...columns.map((column) => {
+          const is_sorted = sort.replace(/^-/, "") === column.key;
+          const order = !is_sorted ? "none" : sort.startsWith("-") ? "descending" : "ascending";
+          const icon = { none: "both", ascending: "up", descending: "down" }[order];
+          const label =
+            column.label &&
+            button([foreign(column.label), icons.make(icon)], () => sortBy(column), {
+              class: "sort",
+              title: column.title,
+            });
+          return el(
+            "th",
+            {
+              scope: "col",
+              class: column.is_numeric ? "numeric" : null,
+              "aria-sort": column.label ? order : null,
+              "data-column": column.key,
+            },
+            label || el("span", { class: "unseen" }, column.title),
+          );
+        }),
+      );
     }
 
     function sortBy(column) {
@@ -71,14 +90,20 @@ const table = (() => {
     }
 
     function draw() {
-      sorted = sortRows(rows, columns.find((column) => column.key === sort.replace(/^-/, "")), sort.startsWith("-"));
+      sorted = sortRows(
+        rows,
+        columns.find((column) => column.key === sort.replace(/^-/, "")),
+        sort.startsWith("-"),
+      );
       drawHead();
       drawRows();
     }
 
     function drawRows() {
       first = Math.min(first, Math.max(0, Math.floor((sorted.length - 1) / PAGE_ROWS) * PAGE_ROWS));
-      body.replaceChildren(...sorted.slice(first, first + PAGE_ROWS).map((row) => drawRow(row, columns, options)));
+      body.replaceChildren(
+        ...sorted.slice(first, first + PAGE_ROWS).map((row) => drawRow(row, columns, options)),
+      );
       nothing.replaceChildren(...(sorted.length ? [] : [options.empty ?? "No rows."]));
       pager.replaceChildren(...(sorted.length > PAGE_ROWS ? pages() : []));
     }
@@ -101,8 +126,14 @@ const table = (() => {
     draw();
     return {
       element,
-      setRows: (given) => { rows = given; draw(); },
-      setColumns: (given) => { columns = given; draw(); },
+      setRows: (given) => {
+        rows = given;
+        draw();
+      },
+      setColumns: (given) => {
+        columns = given;
+        draw();
+      },
       redraw: drawRows,
     };
   }
@@ -114,17 +145,26 @@ const table = (() => {
       const shown = column.cell ? column.cell(row, value) : plain(value);
       return el("td", { class: column.is_numeric ? "numeric" : null }, shown);
     });
-    return el("tr", {
-      "data-row": options.name?.(row),
-      class: [options.onopen && "opens", is_chosen && "chosen"].filter(Boolean).join(" ") || null,
-      "aria-selected": is_chosen ? "true" : null,
-      ...(options.onopen ? { tabIndex: 0, onclick: openBy(row, options), onkeydown: keyOn(row, options) } : {}),
-    }, ...cells);
+    return el(
+      "tr",
+      {
+        "data-row": options.name?.(row),
+        class: [options.onopen && "opens", is_chosen && "chosen"].filter(Boolean).join(" ") || null,
+        "aria-current": is_chosen ? "true" : null,
+        ...(options.onopen
+          ? { tabIndex: 0, onclick: openBy(row, options), onkeydown: keyOn(row, options) }
+          : {}),
+      },
+      ...cells,
+    );
   }
 
   function plain(value) {
-    if (value === null || value === undefined || value === "") return el("span", { class: "faint" }, words.NOTHING);
-    return typeof value === "number" ? el("span", { title: String(value) }, words.number(value)) : foreign(value);
+    if (value === null || value === undefined || value === "")
+      return el("span", { class: "faint" }, words.NOTHING);
+    return typeof value === "number"
+      ? el("span", { title: String(value) }, words.number(value))
+      : foreign(value);
   }
 
   function openBy(row, options) {

@@ -5,8 +5,8 @@ const tabs = (() => {
 
   /**
    * Return tabs.
-   * @param {Array<{key: string, label: string, draw: function(HTMLElement): (function(): void|void)}>} each
-   *   `draw` fills the panel, and may return what ends its work.
+   * @param {Array<{key: string, label: string, draw: function(HTMLElement): *}>} each
+   *   `draw` fills the panel, and may return a function that ends its work.
    * @param {string} chosen
    * @param {function(string): void} onchoose
    * @returns {{element: HTMLElement, choose: function(string): void, leave: function(): void}}
@@ -16,17 +16,23 @@ const tabs = (() => {
     const panel = el("div", { class: "panel", role: "tabpanel", id: "panel", tabIndex: -1 });
     let end = null;
 
-    const buttons = each.map(({ key, label }, at) => button(label, () => choose(key), {
-      class: "tab", role: "tab", id: `tab-${key}`, "aria-controls": "panel", "data-tab": key,
-      onkeydown: (event) => {
-        const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: each.length - 1 }[event.key];
-        if (to === undefined) return;
-        event.preventDefault();
-        const next = (to + each.length) % each.length;
-        choose(each[next].key);
-        buttons[next].focus();
-      },
-    }));
+    const buttons = each.map(({ key, label }, at) =>
+      button(label, () => choose(key), {
+        class: "tab",
+        role: "tab",
+        id: `tab-${key}`,
+        "aria-controls": "panel",
+        "data-tab": key,
+        onkeydown: (event) => {
+          const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: each.length - 1 }[event.key];
+          if (to === undefined) return;
+          event.preventDefault();
+          const next = (to + each.length) % each.length;
+          choose(each[next].key);
+          buttons[next].focus();
+        },
+      }),
+    );
     list.append(...buttons);
 
     function choose(key) {
@@ -38,9 +44,11 @@ const tabs = (() => {
         one.tabIndex = is_chosen ? 0 : -1;
       });
       panel.setAttribute("aria-labelledby", `tab-${tab.key}`);
-      panel.replaceChildren();
+      const place = el("div"); // what a tab that was left still waits for is drawn where nobody sees it
+      panel.replaceChildren(place);
       onchoose(tab.key);
-      end = tab.draw(panel) ?? null;
+      const ended = tab.draw(place);
+      end = typeof ended === "function" ? ended : null;
     }
 
     function leave() {

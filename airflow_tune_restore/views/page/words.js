@@ -5,15 +5,40 @@ const words = (() => {
 
   const NOTHING = "–";
   const STATUSES = {
-    TERMINATED: ["check", "good"], RUNNING: ["play", "busy"], PENDING: ["circle", "idle"],
-    PAUSED: ["pause", "wait"], ERROR: ["cross", "bad"],
-    finished: ["check", "good"], errored: ["cross", "bad"], interrupted: ["pause", "wait"],
-    running: ["play", "busy"], not_started: ["circle", "idle"], unreadable: ["question", "odd"],
-    failed: ["cross", "bad"], waiting: ["circle", "idle"], silent: ["silent", "odd"], paused: ["pause", "wait"],
-    committed: ["check", "good"], undone: ["undo", "idle"], left: ["warning", "wait"], empty: ["circle", "idle"],
+    TERMINATED: ["check", "good"],
+    RUNNING: ["play", "busy"],
+    PENDING: ["circle", "idle"],
+    PAUSED: ["pause", "wait"],
+    ERROR: ["cross", "bad"],
+    finished: ["check", "good"],
+    errored: ["cross", "bad"],
+    interrupted: ["pause", "wait"],
+    running: ["play", "busy"],
+    not_started: ["circle", "idle"],
+    unreadable: ["question", "odd"],
+    failed: ["cross", "bad"],
+    waiting: ["circle", "idle"],
+    ended: ["check", "idle"],
+    silent: ["silent", "odd"],
+    paused: ["pause", "wait"],
+    committed: ["check", "good"],
+    undone: ["undo", "idle"],
+    left: ["warning", "wait"],
+    empty: ["circle", "idle"],
+    restored: ["play", "busy"],
+    continue_search: ["play", "busy"],
+    left_alone: ["circle", "idle"],
+    misfit: ["cross", "bad"],
+    refused: ["cross", "bad"],
   };
   const ORDER = ["TERMINATED", "RUNNING", "PAUSED", "PENDING", "ERROR"];
-  const UNITS = [["year", 31536000], ["month", 2592000], ["day", 86400], ["h", 3600], ["min", 60]];
+  const UNITS = [
+    ["year", 31536000],
+    ["month", 2592000],
+    ["day", 86400],
+    ["h", 3600],
+    ["min", 60],
+  ];
 
   /**
    * Return a number as people read it: whole ones in full, others with five digits.
@@ -52,15 +77,16 @@ const words = (() => {
   }
 
   /**
-   * Return how long ago a time was; its title is the exact time.
+   * Return how long ago a time was; its title is the exact time. A report, which is read later, has that alone.
    * @param {string|null} iso
    * @returns {Node}
    */
   function ago(iso) {
     const at = Date.parse(iso ?? "");
     if (Number.isNaN(at)) return document.createTextNode(NOTHING);
-    const seconds = (source.now() - at) / 1000;
-    const shown = seconds < 0 ? exact(iso) : seconds < 45 ? "just now" : `${span(seconds)} ago`;
+    const seconds = (Date.now() - at) / 1000;
+    const shown =
+      seconds < 0 || source.report ? exact(iso) : seconds < 45 ? "just now" : `${span(seconds)} ago`;
     return el("time", { dateTime: iso, title: exact(iso) }, shown);
   }
 
@@ -81,8 +107,12 @@ const words = (() => {
    */
   function badge(word, title) {
     const [icon, tone] = STATUSES[word] ?? ["question", "odd"];
-    return el("span", { class: `badge ${tone}`, title, "data-word": word },
-      icons.make(icon), foreign(word.replaceAll("_", " ")));
+    return el(
+      "span",
+      { class: `badge ${tone}`, title, "data-word": word },
+      icons.make(icon),
+      foreign(word.replaceAll("_", " ")),
+    );
   }
 
   /**
@@ -92,7 +122,9 @@ const words = (() => {
    */
   function inOrder(counts) {
     const place = (status) => (ORDER.includes(status) ? ORDER.indexOf(status) : ORDER.length);
-    return Object.entries(counts).filter(([, count]) => count > 0).sort((a, b) => place(a[0]) - place(b[0]));
+    return Object.entries(counts)
+      .filter(([, count]) => count > 0)
+      .sort((a, b) => place(a[0]) - place(b[0]));
   }
 
   /**
@@ -110,9 +142,12 @@ const words = (() => {
       piece.style.flexGrow = count;
       return piece;
     });
-    return el("span", { class: "bar-and-count", title: text },
+    return el(
+      "span",
+      { class: "bar-and-count", title: text },
       el("span", { class: "bar", role: "img", "aria-label": text }, pieces),
-      el("span", { class: "count" }, number(total)));
+      el("span", { class: "count" }, number(total)),
+    );
   }
 
   return { NOTHING, number, counted, span, ago, exact, badge, inOrder, bar };
