@@ -71,4 +71,5 @@ def run_command(name: str, namespace: Any) -> NoReturn:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-P", "-c", _RUN, name, *namespace.arguments])
+    line = [sys.executable, "-P", "-c", _RUN, name, *namespace.arguments]
+    os.execv(sys.executable, line)  # noqa: S606  no shell is needed
