@@ -4,6 +4,7 @@ import json
 import shlex
 import threading
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import quote
 
@@ -42,6 +43,7 @@ _CONF_LENGTH = 2000
 """Characters of a conf that the command in a log has."""
 
 _NOT_FOUND = 404
+UNKNOWN_DAG_RUN = "This Airflow has no such DAG run"
 _one_at_a_time = threading.Lock()
 
 
@@ -96,9 +98,6 @@ def log_waits(log: "Logger") -> OnWait:
 def ask_dag_run(status: LeaseStatus) -> HolderStatus:
     """Ask Airflow whether the DAG run that holds a lease has ended. Only a task on a worker can ask.
 
-    Anyone who can write to the experiment can put any DAG run into a claim. An answer counts only if the
-    DAG run started at the time in the claim: another deployment may have a DAG run of the same ids. A
-    DAG run that was deleted or cleared since, or that Airflow does not know, is not known to have ended.
     Even if it has ended, its runners may live, so the caller still watches the holder.
     """
     claimed = status.lease.dag_run
@@ -113,14 +112,23 @@ def ask_dag_run(status: LeaseStatus) -> HolderStatus:
         found = _fetch(request)
     except AirflowRuntimeError as error:
         return HolderStatus(has_ended=False, found=_why_unknown(error))
-    if found.start_date is None or found.start_date.isoformat() != claimed.started_at:
+    return judge_dag_run(claimed, found.start_date, found.state.value)
+
+
+def judge_dag_run(claimed: DagRunId, start: datetime | None, state: str) -> HolderStatus:
+    """Return whether the DAG run of a claim has ended, by what Airflow says of the one with its ids.
+
+    Anyone who can write to the experiment can put any DAG run into a claim. An answer counts only if the
+    DAG run started at the time in the claim: another deployment may have a DAG run of the same ids. A
+    DAG run that was deleted or cleared since, or that Airflow does not know, is not known to have ended.
+    """
+    if start is None or start.isoformat() != claimed.started_at:
         return HolderStatus(
             has_ended=False,
             found="This Airflow has a DAG run of that name that started at another time",
         )
     url = conf.get("api", "base_url", fallback="http://localhost:8080/").rstrip("/")
     where = f"{url}/dags/{claimed.dag_id}/runs/{quote(claimed.run_id)}"
-    state = found.state.value
     return HolderStatus(has_ended=state in ENDED, found=f"Its DAG run is {state}: {where}")
 
 
@@ -142,7 +150,7 @@ def _fetch(request: "GetDagRun") -> "DagRunResult":
 def _why_unknown(error: AirflowRuntimeError) -> str:
     detail = error.error.detail or {}
     if detail.get("status_code") == _NOT_FOUND:
-        return "This Airflow has no such DAG run"
+        return UNKNOWN_DAG_RUN
     return f"Airflow could not be asked about its DAG run: {printable(str(error), 200)}"
 
 

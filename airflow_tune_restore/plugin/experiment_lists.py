@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.plugin.lease_holders import ask_database
 from airflow_tune_restore.plugin.places import Places
 from airflow_tune_restore.restore.quarantine import Quarantine, read_quarantines
 from airflow_tune_restore.storage.base import ObjectStore
@@ -61,5 +62,7 @@ class ExperimentLists:
         store = self._places.open_prefix(prefix)
         at = store.now()
         stale_after = timedelta(seconds=self._places.settings.stale_after)
-        found = read_quarantines(store, scan(store, stale_after=stale_after))
+        found = read_quarantines(
+            store, scan(store, stale_after=stale_after, ask_holder=ask_database)
+        )
         return _Scanned(began, at, store, found)

@@ -1,4 +1,4 @@
-"""Who may do what. Every route of the page declares one of these, and a test walks all routes.
+"""The permissions of the page. Every route declares one of these, and a test walks all routes.
 
 Reading needs the permission to read runs of the recovery DAG, and acting that to start runs of it: who
 may run that DAG may do by hand what it does. Airflow's auth manager decides, with the team of the DAG.

@@ -26,7 +26,7 @@ _NOTHING = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What an administrator has configured.
+    """The configuration of the page by an administrator.
 
     Args:
         prefixes: Label to address. The browser names labels only.

@@ -19,6 +19,7 @@ import pytest
         ("airflow_tune_restore.runner.tune.controller", "airflow msgspec typer"),
         ("airflow_tune_restore.provider_info", "airflow ray pyarrow fsspec msgspec typer rich"),
         ("airflow_tune_restore.task_group", "ray pyarrow obstore"),
+        ("airflow_tune_restore.plugin.app", "ray pyarrow obstore"),
         ("airflow_tune_restore.notifications.trigger_recovery", "ray pyarrow obstore"),
         ("airflow_tune_restore.triggers.failed_experiment", "ray pyarrow obstore"),
     ],

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from airflow_tune_restore.plugin.answers import ACT_SECONDS, answer_experiment
+from airflow_tune_restore.plugin.lease_holders import ask_database
 from airflow_tune_restore.plugin.permissions import Acting, places_of
 from airflow_tune_restore.plugin.places import Place
 from airflow_tune_restore.protocol.printable import printable
@@ -58,7 +59,9 @@ async def release(request: Request, body: ReleaseBody, user: GetUserDep) -> Resp
     """Release a trial from quarantine."""
 
     def act(store: ObjectStore, place: Place) -> str:
-        released = release_trials(store, [body.trial], holder=_holder(user))
+        released = release_trials(
+            store, [body.trial], holder=_holder(user), ask_holder=ask_database
+        )
         return describe_released(
             printable(body.trial), printable(str(place.address)), released[body.trial]
         )
@@ -71,7 +74,9 @@ async def undo(request: Request, body: UndoBody, user: GetUserDep) -> Response:
     """Undo the last commit, if it is still that of the restore that is named."""
 
     def act(store: ObjectStore, place: Place) -> str:
-        undone = undo_commit(store, holder=_holder(user), restore_id=body.restore_id)
+        undone = undo_commit(
+            store, holder=_holder(user), restore_id=body.restore_id, ask_holder=ask_database
+        )
         return undone.describe(str(place.address))
 
     return await _act(request, body, act)

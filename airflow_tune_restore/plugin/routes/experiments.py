@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 
 from airflow_tune_restore.experiments.root import Root
 from airflow_tune_restore.plugin.answers import answer, answer_experiment
+from airflow_tune_restore.plugin.lease_holders import ask_database
 from airflow_tune_restore.plugin.permissions import Reading, places_of
 from airflow_tune_restore.plugin.places import NOT_FOUND, Place
 from airflow_tune_restore.protocol.names import is_key_name
@@ -79,6 +80,7 @@ async def read_experiment(request: Request, place: Named) -> Response:
             path=place.path,
             address=printable(str(place.address), _PATH),
             stale_after=stale_after,
+            ask_holder=ask_database,
         )
 
     return await _answer_shown(request, place, show)

@@ -10,6 +10,9 @@ from typing import Any
 
 from tests.support.airflow import home as airflow_home  # noqa: F401  imported before any of Airflow
 
+HOSTILE = "<img src=x onerror=alert(1)>"
+"""The name of an experiment, and the id of a trial, that a page must show as text."""
+
 ROLES = ("viewer", "user", "op", "admin")
 
 

@@ -6,10 +6,9 @@ from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.plugin.settings import Settings
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow import page
+from tests.support.airflow.page import HOSTILE
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.records import night
-
-HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture(scope="module")

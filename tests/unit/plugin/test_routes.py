@@ -7,7 +7,7 @@ import pytest
 from airflow_tune_restore.plugin.permissions import CHECKS, may_act, may_read
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.storage.fs import open_store
-from tests.unit.plugin.conftest import HOSTILE
+from tests.support.airflow.page import HOSTILE
 
 EXP = "prefix=sweeps&path=exp"
 READ = [
