@@ -158,6 +158,27 @@ def test_restore_now_shows_what_it_sends_and_then_the_run(visit, answers):
     ]
 
 
+def test_restore_now_warns_of_a_dag_that_would_do_something_else(visit, answers):
+    details = "GET /api/v2/dags/restore_experiments/details"
+    page = visit(EXPERIMENT)
+
+    def doubts() -> str:
+        page.locator('[data-action="restore-now"]').first.click()
+        found = page.locator("dialog .doubts .notice")
+        found.wait_for()
+        text = found.inner_text()
+        page.get_by_role("button", name="Cancel").click()
+        return text
+
+    answers[details] = lambda _: {"is_paused": True, "params": {"resume_errored": {}}}
+    text = doubts()
+    assert "is paused" in text
+    assert 'has no Param "experiment"' in text
+    assert "no Param for resume_unfinished, restart_errored, stale_after" in text
+    del answers[details]
+    assert "Airflow has no DAG restore_experiments" in doubts()
+
+
 def test_whoever_may_not_act_is_told_why(visit, answers):
     answers["GET api/settings"] = lambda _: settings(can_act=False)
     page = visit(EXPERIMENT)

@@ -21,6 +21,9 @@ TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": 
 MARKUP = "<img src=x onerror=alert(1)>"
 BIDI = "evil\u202egnp.exe"
 LINES = "two\nlines"
+PARAMS = ("experiment", "resume_unfinished", "resume_errored", "restart_errored", "stale_after")
+"""The Params of a recovery DAG that the page fills in."""
+
 RUN_ID = "scheduled__2026-12-01T02:00:00+00:00"
 HOSTILE = (MARKUP, BIDI, LINES, "</script><script>alert(2)</script>", "javascript:alert(3)")
 
@@ -395,6 +398,10 @@ def canned(*, experiments: int = 12, trials: int = 40, **changed: Any) -> Answer
             "message": f"Trial {body['trial']} may run again."
         },
         "POST api/experiment/undo": lambda body: {"message": f"Undid {body['restore_id']}."},
+        "GET /api/v2/dags/restore_experiments/details": lambda _: {
+            "is_paused": False,
+            "params": {name: {} for name in PARAMS},
+        },
         "POST /api/v2/dags/restore_experiments/dagRuns": lambda _: {
             "dag_run_id": "manual__2026-12-01"
         },

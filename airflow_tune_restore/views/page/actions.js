@@ -55,38 +55,51 @@ const actions = (() => {
 
   function confirmRestore(about, flags) {
     const dag = source.settings.recovery_dag_id;
-    const conf = {
-      experiment: about.address,
-      ...Object.fromEntries(CONF_FLAGS.map((name) => [name, flags[name]])),
-    };
+    const conf = { experiment: about.address, ...Object.fromEntries(CONF_FLAGS.map((name) => [name, flags[name]])) };
     conf.stale_after = flags.stale_after || source.settings.stale_after;
+    const doubts = el("div", { class: "doubts" });
+    doubtsAbout(dag, conf).then((found) => doubts.replaceChildren(notices.warnings(found) ?? ""));
     dialog.ask({
       title: "Restore this experiment now?",
       body: [
         el("p", {}, "This starts a run of the DAG ", foreign(dag), ", as you, with:"),
-        facts(
-          Object.entries(conf).map(([name, value]) => [
-            name,
-            typeof value === "boolean"
-              ? value
-                ? "yes"
-                : "no"
-              : name === "stale_after"
-                ? `${words.number(value)} s`
-                : value,
-          ]),
-        ),
+        facts(Object.entries(conf).map(([name, value]) => [name, shown(name, value)])),
+        doubts,
         ignored(flags),
       ],
       yes: "Start the DAG run",
       act: async () => {
-        const run = await source.airflow(`dags/${encodeURIComponent(dag)}/dagRuns`, {
-          logical_date: null,
-          conf,
-        });
+        const run = await source.airflow(`dags/${encodeURIComponent(dag)}/dagRuns`, { logical_date: null, conf });
         return el("p", {}, "Started: ", runLink(dag, run.dag_run_id));
       },
     });
+  }
+
+  function shown(name, value) {
+    if (typeof value === "boolean") return value ? "yes" : "no";
+    return name === "stale_after" ? `${words.number(value)} s` : value;
+  }
+
+  /**
+   * Return why a run of a DAG might not do what is asked for: the DAG is paused, has no such Param, or is not there.
+   * @param {string} dag
+   * @param {Object<string, *>} conf
+   * @returns {Promise<Array<string>>}
+   */
+  async function doubtsAbout(dag, conf) {
+    let details;
+    try {
+      details = await source.airflow(`dags/${encodeURIComponent(dag)}/details`);
+    } catch (error) {
+      return error.status === 404 ? [`Airflow has no DAG ${dag}. Set [tune_restore] recovery_dag_id to the DAG that restores.`] : [];
+    }
+    const missing = Object.keys(conf).filter((name) => !Object.hasOwn(details.params ?? {}, name));
+    const others = missing.filter((name) => name !== "experiment");
+    return [
+      details.is_paused && `The DAG ${dag} is paused: the run waits until somebody unpauses it.`,
+      missing.includes("experiment") && `The DAG ${dag} has no Param "experiment": its run may restore all experiments of its prefix.`,
+      others.length && `The DAG ${dag} has no Param for ${others.join(", ")}: it may choose by itself.`,
+    ].filter(Boolean);
   }
 
   function ignored(flags) {

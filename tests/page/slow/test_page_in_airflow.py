@@ -11,6 +11,7 @@ import urllib.error
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
 
 import pytest
 
@@ -67,8 +68,6 @@ class Visit:
 
 def query(parameters: dict[str, str]) -> str:
     """Return the query of a URL."""
-    from urllib.parse import urlencode
-
     return urlencode(parameters)
 
 
@@ -181,7 +180,8 @@ def tab_of_the_run(visit: Visit, run_id: str) -> None:
     row = frame.locator("#progress tbody tr", has_text=FAILED_TRIAL)
     row.get_by_text("finished").wait_for()
     row.get_by_role("link", name="Log").click()
-    page.wait_for_url(lambda url: f"/runs/{run_id}/tasks/restore.trial/mapped/0" in url)
+    log = f"/runs/{quote(run_id)}/tasks/restore.trial/mapped/0"
+    page.wait_for_url(lambda url: log in url.replace(":", "%3A"))
 
 
 def undo_what_was_committed(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:

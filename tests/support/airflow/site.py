@@ -37,7 +37,7 @@ class Site:
 
     def log_in(self, browser: "Browser", name: str, **context: object) -> "Page":
         """Return a page of a user who has logged in by the form."""
-        page = browser.new_context(**context).new_page()
+        page = browser.new_context(locale="en-US", **context).new_page()
         page.goto(f"{self.base}/auth/login")
         page.fill("input[name=username]", name)
         page.fill("input[name=password]", password_of(name))
