@@ -239,6 +239,15 @@ def test_a_tab_of_a_task_instance_marks_its_trial(visit):
     page.locator('#progress [data-row="00001_00001"].chosen').wait_for()
 
 
+def test_a_plus_in_the_id_of_a_run_is_a_plus_also_if_airflow_does_not_encode_it(visit, answers):
+    asked = []
+    found = answers["GET api/dag_run"]
+    answers["GET api/dag_run"] = lambda query: asked.append(query["run_id"]) or found(query)
+    page = visit("?view=dag_run&dag_id=nightly&run_id=manual__2026-12-01T04:46:27+00:00")
+    page.locator("#progress tbody tr").first.wait_for()
+    assert asked == [["manual__2026-12-01T04:46:27+00:00"]]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_theme_is_that_of_the_browser_when_it_stands_alone(visit, scheme):
     page = visit(color_scheme=scheme)

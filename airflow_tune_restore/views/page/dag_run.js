@@ -10,9 +10,11 @@ const dagRun = (() => {
    * @param {AbortSignal} signal
    */
   function draw(root, state, signal) {
+    // Airflow before 3.3 puts the id into the address as it is: its plus reads as a space, which no id has
+    const run_id = state.run_id?.replaceAll(" ", "+");
     page.locate([
       [state.dag_id, null],
-      [state.run_id, null],
+      [run_id, null],
       ...(state.task_id ? [[state.task_id, null]] : []),
     ]);
     root.append(notices.loading("Looking for the restores of this run…"));
@@ -21,7 +23,7 @@ const dagRun = (() => {
       try {
         const asked = {
           dag_id: state.dag_id,
-          run_id: state.run_id,
+          run_id,
           task_id: state.task_id,
           map_index: state.map_index,
         };
