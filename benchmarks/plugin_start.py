@@ -3,7 +3,7 @@
     uv run python benchmarks/plugin_start.py [--runs 9]
 
 Each run is a process that has what Airflow imports by itself: its plugin manager, or its CLI. Timed is
-the import of our module, with what Airflow then calls in it. Medians and the slowest run, in milliseconds.
+the import of our module, with what Airflow then calls in it. Medians and slowest runs, in milliseconds.
 """
 
 import argparse
