@@ -3,6 +3,11 @@ const actions = (() => {
   "use strict";
   const { el, foreign, button, facts } = elements;
 
+  const WHY_NOT_RESTORED = {
+    running: "It is running: a live experiment is never touched.",
+    finished: "It has finished: nothing is left to restore.",
+    unreadable: "It cannot be read, so it cannot be restored. The Evidence tab shows why.",
+  };
   const CONF_FLAGS = ["resume_unfinished", "resume_errored", "restart_errored"];
 
   /** Return why this user may not act; "" if he may. */
@@ -45,7 +50,7 @@ const actions = (() => {
    * @returns {HTMLElement|null}
    */
   function restoreNow(about, flags) {
-    const why = about.health === "running" ? "It is running: a live experiment is never touched." : "";
+    const why = WHY_NOT_RESTORED[about.health] ?? "";
     return actButton([icons.make("play"), "Restore now…"], () => confirmRestore(about, flags), {
       why,
       class: "button primary",

@@ -31,6 +31,7 @@ const words = (() => {
     misfit: ["cross", "bad"],
     refused: ["cross", "bad"],
   };
+  const LABELS = { restored: "restore started", left: "not committed" };
   const ORDER = ["TERMINATED", "RUNNING", "PAUSED", "PENDING", "ERROR"];
   const UNITS = [
     ["year", 31536000],
@@ -111,7 +112,7 @@ const words = (() => {
       "span",
       { class: `badge ${tone}`, title, "data-word": word },
       icons.make(icon),
-      foreign(word.replaceAll("_", " ")),
+      foreign(LABELS[word] ?? word.replaceAll("_", " ")),
     );
   }
 
