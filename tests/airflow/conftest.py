@@ -18,6 +18,7 @@ from tests.support.airflow import home as airflow_home  # noqa: F401  before any
 from tests.support.airflow.by_hand import ByHand, restored_by_hand
 from tests.support.airflow.canary import Canaries
 from tests.support.airflow.names import RELEASE
+from tests.support.airflow.site import PAGE
 from tests.support.airflow.standalone import Airflow, airflow
 from tests.support.experiments.sweeps import Gates, copy_dag, copy_dags, copy_trainables
 from tests.support.storage.servers import Server, s3_server
@@ -111,6 +112,7 @@ def running(
                 RAY_AUTH_MODE="disabled",
                 RAY_TMPDIR=str(ray_sessions),
                 TUNE_GLOBAL_CHECKPOINT_S="1",
+                AIRFLOW__TUNE_RESTORE__PREFIXES=f'{{"sweeps": "s3://seaweed@experiments/{PAGE}"}}',
                 **canaries.env,
             )
             started = stack.enter_context(starting)

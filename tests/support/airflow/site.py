@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 PREFIX, LABEL = "sweeps", "team sweeps"
+PAGE = "page"
+"""The path that the page of the Airflow of all tests looks at, in its bucket."""
+
 USERS = {"boss": "admin", "reader": "viewer", "oncall": "user"}
 """Names, and their roles in SimpleAuthManager: a `user` may run DAGs, a `viewer` may not."""
 
