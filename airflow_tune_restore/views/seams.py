@@ -88,7 +88,7 @@ class Seams:
                 continue
             for trial_id in _that_ran(store, restore_id, restore, trial_ids):
                 seam = Seam(restore.resumed[trial_id], restore_id, times[restore_id])
-                found[trial_id].append(seam)
+                found[trial_id] = [*_outlasting(found[trial_id], seam), seam]
         return found
 
     def _time(self, store: ObjectStore, address: str, restore_id: str) -> datetime | None:
@@ -125,6 +125,11 @@ class Seams:
             kept[key] = value
             while len(kept) > _KEPT:
                 kept.popitem(last=False)
+
+
+def _outlasting(seams: Iterable[Seam], later: Seam) -> Iterator[Seam]:
+    """Yield the earlier seams whose rows a later restore has left: it replaces all after its checkpoint."""
+    return (seam for seam in seams if seam.iteration < later.iteration)
 
 
 def _restore_ids(store: ObjectStore) -> list[str]:

@@ -148,7 +148,7 @@ def test_version_names_package_python_and_ray(tune_restore, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "choices"),
     [
-        ("tune-restore ", "scan plan restore release undo recipe"),
+        ("tune-restore ", "scan plan restore release undo report recipe"),
         ("tune-restore recipe ", "write show check"),
         (
             "tune-restore recipe write x --strategy ",

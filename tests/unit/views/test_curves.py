@@ -284,6 +284,19 @@ def test_two_restores_from_one_checkpoint_are_two_seams_if_both_ran():
     assert [seam["restore_id"] for seam in curve(store)["seams"]] == ["r1"]
 
 
+def test_a_later_restore_takes_the_seams_of_the_rows_that_it_replaced():
+    store = made(lines(rows_of(1, 2)))
+    failed = {"status": "ERROR", "error": True, "checkpoint": True}
+    for number, restore_id in enumerate(("r1", "r2"), 1):  # both fail behind the same checkpoint
+        plan = start_night(store, restore_id)
+        result = {"training_iteration": 3}
+        row = make_row("bad", last_result=result, last_result_time=1000.0 * number, **failed)
+        leave_attempt(store, plan, "bad", row, result="failed", iteration=3)
+        commit_restore(store, restore_id)
+    store.put("dir_bad/result.json", lines(rows_of(1, 2, 3)))
+    assert [seam["restore_id"] for seam in curve(store)["seams"]] == ["r2"]
+
+
 def test_no_seam_lies_before_the_first_or_behind_the_last_point():
     points = [Point(k, None, None, 1.0) for k in (3, 5, 7)]
     seams = [Seam(k, f"r{k}", None) for k in (1, 2, 3, 4, 5, 6, 7, 9)]
