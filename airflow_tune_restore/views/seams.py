@@ -15,11 +15,11 @@ from typing import NamedTuple, TypeVar
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
-from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.plan import read_plan
+from airflow_tune_restore.restore.undo import list_restores
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.in_flight import for_each
 
@@ -78,7 +78,7 @@ class Seams:
 
         A restore whose records cannot be read has none.
         """
-        ids = _restore_ids(store)
+        ids = sorted(list_restores(store))[-_LISTED_RESTORES:]
         times = dict(zip(ids, for_each(lambda r: self._time(store, address, r), ids), strict=True))
         order = sorted(ids, key=lambda restore_id: times[restore_id] or _NEVER)[-MAX_RESTORES:]
         found: dict[str, list[Seam]] = {trial_id: [] for trial_id in trial_ids}
@@ -128,16 +128,8 @@ class Seams:
 
 
 def _outlasting(seams: Iterable[Seam], later: Seam) -> Iterator[Seam]:
-    """Yield the earlier seams whose rows a later restore has left: it replaces all after its checkpoint."""
+    """Yield the earlier seams that a later restore left: it replaced all rows after its checkpoint."""
     return (seam for seam in seams if seam.iteration < later.iteration)
-
-
-def _restore_ids(store: ObjectStore) -> list[str]:
-    names = (entry.name for entry in store.list_dir(layout.ROOT) if entry.is_dir)
-    ids = (
-        layout.unsegment(name) for name in sorted(names) if f"{layout.ROOT}/{name}" != layout.LEASE
-    )
-    return [restore_id for restore_id in ids if is_safe_name(restore_id)][-_LISTED_RESTORES:]
 
 
 def _read_restore(store: ObjectStore, restore_id: str) -> _Restore:
