@@ -33,7 +33,8 @@ class ExperimentLists:
 
     def __init__(self, places: Places) -> None:
         self._places = places
-        self._best_values = BestValues()
+        # one for each prefix: a store that does not answer holds up the values of no other one
+        self._best_values: defaultdict[str, BestValues] = defaultdict(BestValues)
         self._kept: dict[str, _Scanned] = {}
         self._scanning: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
@@ -49,8 +50,9 @@ class ExperimentLists:
             kept = self._kept.get(prefix)
             if kept is None or kept.began < oldest:
                 kept = self._kept[prefix] = self._scan(prefix)
+            best_values = self._best_values[prefix]
         return list_experiments(
-            kept.store, kept.found, self._best_values, prefix=prefix, scanned_at=kept.at
+            kept.store, kept.found, best_values, prefix=prefix, scanned_at=kept.at
         )
 
     def forget(self, prefix: str) -> None:

@@ -76,7 +76,8 @@ class Seams:
     ) -> dict[str, list[Seam]]:
         """Return the seams of trials by id, the oldest restore first; `address` is that of the store.
 
-        A restore whose records cannot be read has none.
+        A restore whose records cannot be read has none, and so has one that a later restore of the trial
+        went back behind.
         """
         ids = _restore_ids(store)
         times = dict(zip(ids, for_each(lambda r: self._time(store, address, r), ids), strict=True))
@@ -88,7 +89,9 @@ class Seams:
                 continue
             for trial_id in _that_ran(store, restore_id, restore, trial_ids):
                 seam = Seam(restore.resumed[trial_id], restore_id, times[restore_id])
-                found[trial_id].append(seam)
+                # it went back behind later ones: the line that they were in has ended
+                still = [one for one in found[trial_id] if one.iteration <= seam.iteration]
+                found[trial_id] = [*still, seam]
         return found
 
     def _time(self, store: ObjectStore, address: str, restore_id: str) -> datetime | None:
