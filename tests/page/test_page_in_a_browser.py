@@ -306,3 +306,8 @@ def test_odd_numbers_neither_hang_nor_break_the_chart(visit, answers, odd, log):
     for part in (0.01, 0.5, 0.99):
         page.mouse.move(box["x"] + box["width"] * part, box["y"] + box["height"] / 2)
     assert page.locator("#chart canvas").is_visible()
+
+
+def test_a_link_that_was_cut_off_still_opens(visit):
+    page = visit(f"{EXPERIMENT}&columns=status&pick=%25E0%25A4%25A")
+    page.locator("#trials tbody tr").first.wait_for()

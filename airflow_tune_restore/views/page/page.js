@@ -20,7 +20,15 @@ const page = (() => {
    * @returns {Array<string>}
    */
   function list(name) {
-    return (state()[name] ?? "").split(",").filter(Boolean).map(decodeURIComponent);
+    return (state()[name] ?? "").split(",").filter(Boolean).map(decoded);
+  }
+
+  function decoded(text) {
+    try {
+      return decodeURIComponent(text);
+    } catch {
+      return text; // the link was cut off
+    }
   }
 
   /** Return a list as the address holds it. */

@@ -64,6 +64,24 @@ def test_a_list_that_was_forgotten_is_made_again():
     assert places.opened == 2
 
 
+def test_a_scan_that_ran_while_something_changed_is_not_kept():
+    places = CountedPlaces()
+    places.go_on.clear()
+    lists = ExperimentLists(places)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(lists.read, "a")
+        while not places.opened:
+            pass
+        places.now = 1
+        lists.forget("a")
+        places.go_on.set()
+        asked.result()
+    places.now = 2
+    for _ in range(2):
+        lists.read("a")
+    assert places.opened == 2
+
+
 def test_of_many_who_ask_at_once_one_has_the_prefix_scanned():
     places = CountedPlaces()
     places.go_on.clear()
