@@ -56,6 +56,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its panels cut the names of options off in a narrow terminal
+    context_settings={"help_option_names": ["--help", "-h"]},  # the latter is Airflow's
 )
 
 app.add_typer(recipe_app, name="recipe")

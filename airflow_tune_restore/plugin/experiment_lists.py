@@ -1,5 +1,6 @@
 """The experiments below each prefix, kept for a while. Of browsers that ask at once, one has it read."""
 
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
@@ -33,8 +34,10 @@ class ExperimentLists:
 
     def __init__(self, places: Places) -> None:
         self._places = places
-        self._best_values = BestValues()
+        # one for each prefix: a store that does not answer holds up the values of no other one
+        self._best_values: defaultdict[str, BestValues] = defaultdict(BestValues)
         self._kept: dict[str, _Scanned] = {}
+        self._forgotten: dict[str, float] = {}
         self._scanning: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def read(self, prefix: str, *, fresh: bool = False) -> dict[str, Any]:
@@ -47,15 +50,17 @@ class ExperimentLists:
         oldest = asked if fresh else asked - self._places.settings.cache_seconds
         with self._scanning[prefix]:
             kept = self._kept.get(prefix)
-            if kept is None or kept.began < oldest:
+            is_known = kept is not None and kept.began > self._forgotten.get(prefix, -math.inf)
+            if kept is None or not is_known or kept.began < oldest:
                 kept = self._kept[prefix] = self._scan(prefix)
+            best_values = self._best_values[prefix]
         return list_experiments(
-            kept.store, kept.found, self._best_values, prefix=prefix, scanned_at=kept.at
+            kept.store, kept.found, best_values, prefix=prefix, scanned_at=kept.at
         )
 
     def forget(self, prefix: str) -> None:
         """Scan a prefix again when it is asked for: an experiment has changed."""
-        self._kept.pop(prefix, None)
+        self._forgotten[prefix] = self._places.monotonic()  # of a scan that runs now, too
 
     def _scan(self, prefix: str) -> _Scanned:
         began = self._places.monotonic()

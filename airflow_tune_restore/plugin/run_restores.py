@@ -55,7 +55,7 @@ def describe_run(
         if trial is not None:
             mine = [each for each in outcomes.items if each.restore_id == trial.restore_id]
             described = [_describe(places, each) for each in mine]
-            return {"restores": described, "trial": printable(trial.trial_id), "hidden": 0}
+            return {"restores": described, "trial": printable(str(trial.trial_id)), "hidden": 0}
         restores += [_describe(places, each) for each in outcomes.items]
     hidden = max(0, len(restores) - _SHOWN)
     return {"restores": restores[:_SHOWN], "trial": None, "hidden": hidden}
@@ -91,8 +91,8 @@ def _decoded(value: Any) -> Any:
     """Return an XCom as JSON values. Airflow's database gives it as text, or decoded."""
     if not isinstance(value, str):
         return value
-    text = value.encode()
     try:
+        text = value.encode()
         if len(text) > MAX_UNPACKED_BYTES:
             raise ValueError(len(text))
         bounded_json.check_values(text)

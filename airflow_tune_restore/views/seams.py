@@ -76,7 +76,8 @@ class Seams:
     ) -> dict[str, list[Seam]]:
         """Return the seams of trials by id, the oldest restore first; `address` is that of the store.
 
-        A restore whose records cannot be read has none.
+        A restore whose records cannot be read has none, and so has one that a later restore of the trial
+        went back behind.
         """
         ids = sorted(list_restores(store))[-_LISTED_RESTORES:]
         times = dict(zip(ids, for_each(lambda r: self._time(store, address, r), ids), strict=True))

@@ -272,3 +272,42 @@ def test_nothing_is_wider_than_half_a_screen(visit, query):
     page = visit(query, viewport={"width": 640, "height": 900})
     page.locator("tbody tr").first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 640
+
+
+def test_a_trial_with_the_name_of_a_method_is_not_in_quarantine(visit, answers):
+    about = answers["GET api/experiment"]({})
+    about["trials"]["ids"][:3] = ["constructor", "__proto__", "toString"]
+    page = visit(EXPERIMENT)
+    page.locator('#trials [data-row="constructor"]').wait_for()
+    assert set(about["quarantine"]).isdisjoint(about["trials"]["ids"][:3])
+    for name in about["trials"]["ids"][:3]:
+        assert page.locator(f'#trials [data-row="{name}"] .quarantined').count() == 0
+
+
+ODD_CURVES = {
+    "steps that no number can tell apart": {"iteration": [2**53 - 2, 2**53 - 1, 2**53]},
+    "times that no date has": {"x": "clock", "clock": [1e300, 1.7e9, -1e17]},
+    "a long time": {"x": "clock", "clock": [-8e12, 0, 8.65e12]},
+    "an instant": {"x": "time", "time": [1.0, 1.0000000000000002, 1.0000000000000004]},
+    "the largest numbers": {"x": "time", "time": [-1e308, 0, 1e308], "value": [1e308, -1e308, 0]},
+}
+
+
+@pytest.mark.parametrize("log", ["", "&log=y"])
+@pytest.mark.parametrize("odd", ODD_CURVES.values(), ids=ODD_CURVES)
+def test_odd_numbers_neither_hang_nor_break_the_chart(visit, answers, odd, log):
+    trial = {"trial_id": "t", "iteration": [1, 2, 3], "time": [1, 2, 3], "clock": [1, 2, 3]}
+    trial |= {"value": [1, 2, 3], "seams": [], "rows": 3, "problem": ""}
+    made = {"metric": "loss", "metrics": [], "trials": [trial | odd]}
+    answers["GET api/experiment/curves"] = lambda _: made
+    page = visit(f"{EXPERIMENT}&tab=curves&x={odd.get('x', 'iteration')}{log}")
+    page.locator("#chart canvas").wait_for()
+    box = page.locator("#chart .u-over").bounding_box()
+    for part in (0.01, 0.5, 0.99):
+        page.mouse.move(box["x"] + box["width"] * part, box["y"] + box["height"] / 2)
+    assert page.locator("#chart canvas").is_visible()
+
+
+def test_a_link_that_was_cut_off_still_opens(visit):
+    page = visit(f"{EXPERIMENT}&columns=status&pick=%25E0%25A4%25A")
+    page.locator("#trials tbody tr").first.wait_for()

@@ -96,3 +96,13 @@ def test_a_column_that_the_report_holds_can_be_shown(page):
     page.locator("#columns summary").click()
     page.locator('#columns input[value="config/factor"]').check()
     page.locator('#trials th[data-column="config/factor"]').wait_for()
+
+
+@pytest.mark.parametrize("name", ["constructor", "__proto__", "toString"])
+@pytest.mark.parametrize("key", ["trial", "restore_id"])
+def test_what_the_report_does_not_hold_is_not_found_by_the_name_of_a_method(page, key, name):
+    route = {"trial": "experiment/trial", "restore_id": "experiment/restore"}[key]
+    asked = (
+        f"source.get('{route}', {{{key}: '{name}'}}).then(() => 'found', (each) => each.message)"
+    )
+    assert "The report does not hold this" in page.evaluate(asked)

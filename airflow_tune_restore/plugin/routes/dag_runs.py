@@ -28,7 +28,14 @@ Id = Annotated[str, Query(max_length=250)]
 _UNMAPPED = "{MAP_INDEX}"
 """What Airflow leaves in the address of the tab on a task that is not mapped."""
 
-MapIndex = Annotated[int, BeforeValidator(lambda text: -1 if text == _UNMAPPED else text)]
+_MOST = 2**31 - 1
+"""What Airflow's database can hold as a map index."""
+
+MapIndex = Annotated[
+    int,
+    Query(ge=-1, le=_MOST),
+    BeforeValidator(lambda text: -1 if text == _UNMAPPED else text),
+]
 
 _PLANS = 50
 """Plan tasks of one run that are read."""

@@ -37,7 +37,7 @@ const chart = (() => {
       padding: [12, 24, 0, 0],
       cursor: { points: { show: false }, drag: { x: true, y: true, uni: 20 } },
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "UTC"),
-      scales: { x: { time: how.axis === "clock" }, y: { distr: how.is_log ? 3 : 1 } },
+      scales: { x: { time: how.axis === "clock", range: wide }, y: { distr: how.is_log ? 3 : 1 } },
       axes: axesOf(answer, how),
       series: [{}, ...lines.map((line) => seriesOf(line, is_shown(line.trial)))],
       hooks: {
@@ -91,6 +91,12 @@ const chart = (() => {
         plot.destroy();
       },
     };
+  }
+
+  /** Widen a range whose steps no number could tell apart: uPlot would add them up for ever. */
+  function wide(plot, low, high) {
+    const least = Math.max(Math.abs(low), Math.abs(high)) * 1e-9;
+    return low === null || high - low >= least ? [low, high] : [low - least / 2, high + least / 2];
   }
 
   function describe(answer, how) {
@@ -172,7 +178,7 @@ const chart = (() => {
     if (!found) return;
     const [x, y] = found.point;
     const trial = answer.trials[found.line.trial];
-    const seam = seams.find((one) => one.trial === found.line.trial && one.x === x && one.y === y);
+    const seam = seams.findLast((one) => one.trial === found.line.trial && one.x === x && one.y === y);
     const mark = el("span", { class: "swatch" });
     mark.style.background = colour(found.line.trial);
     tip.replaceChildren(

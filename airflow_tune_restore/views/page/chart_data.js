@@ -2,6 +2,7 @@
 const chartData = (() => {
   "use strict";
 
+  const LATEST = 8e12; // seconds: a later date has no name in a browser
   const X_NAMES = { iteration: "iterations", time: "seconds trained", clock: "clock time (UTC)" };
 
   /**
@@ -27,7 +28,7 @@ const chartData = (() => {
         const y = trial.value[at];
         const fits = y !== null && !(is_log && y <= 0);
         if (y !== null && !fits) left_out += 1;
-        return [x, fits ? y : null];
+        return [axis === "clock" && Math.abs(x) > LATEST ? null : x, fits ? y : null];
       });
       const cuts = trial.seams
         .map((seam) => seam.index)

@@ -15,7 +15,7 @@ const curves = (() => {
     const { about, place, signal } = context;
     const state = page.state();
     const how = {
-      axis: state.x in chartData.X_NAMES ? state.x : "iteration",
+      axis: Object.hasOwn(chartData.X_NAMES, state.x ?? "") ? state.x : "iteration",
       is_log: state.log === "y",
       hidden: new Set(),
       describe: (id) => curveValues.parameters(about, id),
@@ -232,7 +232,9 @@ const curves = (() => {
 
   function hasFailed(about, row) {
     return (
-      row.status === "ERROR" || Boolean(about.trials.columns.cause?.[row.at]) || row.id in about.quarantine
+      row.status === "ERROR" ||
+      Boolean(about.trials.columns.cause?.[row.at]) ||
+      Object.hasOwn(about.quarantine, row.id)
     );
   }
 

@@ -20,7 +20,15 @@ const page = (() => {
    * @returns {Array<string>}
    */
   function list(name) {
-    return (state()[name] ?? "").split(",").filter(Boolean).map(decodeURIComponent);
+    return (state()[name] ?? "").split(",").filter(Boolean).map(decoded);
+  }
+
+  function decoded(text) {
+    try {
+      return decodeURIComponent(text);
+    } catch {
+      return text; // the link was cut off
+    }
   }
 
   /** Return a list as the address holds it. */
@@ -63,6 +71,13 @@ const page = (() => {
     frame.mirror(window.location.search);
   }
 
+  /** Return the view of a state; without what it needs, that of what is around it. */
+  function viewOf(now) {
+    if (now.view === "restore" && !now.restore_id) return "experiment";
+    if (Object.hasOwn(VIEWS, now.view ?? "")) return now.view;
+    return source.report ? "experiment" : "experiments";
+  }
+
   /** Draw the view of the address. */
   function draw() {
     leaving.abort();
@@ -72,11 +87,7 @@ const page = (() => {
     frame.mirror(window.location.search);
     const now = state();
     const main = document.getElementById("main");
-    const name = Object.hasOwn(VIEWS, now.view ?? "")
-      ? now.view
-      : source.report
-        ? "experiment"
-        : "experiments";
+    const name = viewOf(now);
     main.replaceChildren();
     main.dataset.view = name;
     endView = VIEWS[name](main, now, leaving.signal) ?? null;

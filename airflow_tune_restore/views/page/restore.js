@@ -4,6 +4,8 @@ const restore = (() => {
   const { el, foreign, link, facts } = elements;
 
   const POLL_MILLISECONDS = 5000;
+  const TASKS_OF_A_PAGE = 100; // Airflow gives no more by default
+  const MOST_TASKS = 2500; // a little more than the trials that a restore is shown with
   const STATES = ["failed", "interrupted", "silent", "running", "paused", "waiting", "ended", "finished"];
 
   /**
@@ -44,7 +46,7 @@ const restore = (() => {
     const { trial, ...asked } = what;
     let timer = null;
     let is_over = false;
-    let tasks = null;
+    let tasks = new Map();
     root.append(head, list.element);
 
     async function read() {
@@ -52,7 +54,7 @@ const restore = (() => {
       try {
         const answer = await source.get("experiment/progress", asked, signal);
         is_over = answer.is_over && !answer.pending; // some ends are read at the next look
-        tasks = await tasksOf(answer.dag_run, tasks, signal);
+        tasks = await tasksOf(answer.dag_run, tasks, answer.trials, signal);
         list.setColumns(columns(tasks, answer.dag_run));
         list.setRows(answer.trials);
         if (!answer.trials.length)
@@ -81,31 +83,48 @@ const restore = (() => {
   }
 
   /**
-   * Return the tasks of a DAG run by the trial that they run: those whose map index names it.
+   * Return the mapped tasks of a DAG run by the last words of their labels, which name their trials.
    * @param {{dag_id: string, run_id: string}|null} run
-   * @param {Map<string, Object>|null} known Those of the last time; kept if Airflow does not tell.
+   * @param {Map<string, Array<Object>>} known Those of the last time: enough if all that ran are among them.
+   * @param {Array<Object>} trials
    * @param {AbortSignal} signal
-   * @returns {Promise<Map<string, Object>>}
+   * @returns {Promise<Map<string, Array<Object>>>}
    */
-  async function tasksOf(run, known, signal) {
-    if (!run || source.report) return known ?? new Map();
+  async function tasksOf(run, known, trials, signal) {
+    const is_known = (row) => row.state === "waiting" || taskOf(row.trial_id, known);
+    if (!run || source.report || trials.every(is_known)) return known;
+    const below = `dags/${encodeURIComponent(run.dag_id)}/dagRuns/${encodeURIComponent(run.run_id)}/taskInstances`;
+    const found = new Map();
     try {
-      const below = `dags/${encodeURIComponent(run.dag_id)}/dagRuns/${encodeURIComponent(run.run_id)}/taskInstances?limit=1000`;
-      const { task_instances: all } = await source.airflow(below, undefined, signal);
-      return new Map(
-        all
-          .filter((task) => task.map_index >= 0 && task.rendered_map_index)
-          .map((task) => [task.rendered_map_index, task]),
-      );
+      let read = 0;
+      let total = 1;
+      while (read < Math.min(total, MOST_TASKS)) {
+        const asked = `${below}?limit=${TASKS_OF_A_PAGE}&offset=${read}`;
+        const { task_instances: tasks, total_entries } = await source.airflow(asked, undefined, signal);
+        if (!tasks.length) break;
+        for (const task of tasks) {
+          if (task.map_index < 0 || !task.rendered_map_index) continue;
+          const end = lastWord(task.rendered_map_index);
+          found.set(end, [...(found.get(end) ?? []), task]);
+        }
+        read += tasks.length;
+        total = total_entries ?? read;
+      }
+      return found;
     } catch (error) {
       if (signal.aborted) throw error;
-      return known ?? new Map(); // whoever may not read tasks gets no links to them
+      return known; // whoever may not read tasks gets no links to them
     }
   }
 
+  function lastWord(text) {
+    return text.slice(text.lastIndexOf(" ") + 1);
+  }
+
   function taskOf(trial, tasks) {
-    for (const [name, task] of tasks) if (name.includes(trial)) return task;
-    return null;
+    // a label is the name of the experiment and the id of the trial
+    const alike = tasks.get(lastWord(trial)) ?? [];
+    return alike.find((task) => ` ${task.rendered_map_index}`.endsWith(` ${trial}`)) ?? null;
   }
 
   function headline(answer, place) {

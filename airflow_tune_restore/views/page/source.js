@@ -99,8 +99,9 @@ const source = (() => {
     const answers = report.answers;
     if (report.problems[route]) throw new SourceError(404, report.problems[route]);
     if (route === "experiment/curves") return someCurves(answers[route], parameters.trial ?? []);
-    const found = KEYS[route] ? answers[route]?.[parameters[KEYS[route]]] : answers[route];
-    if (found) return found;
+    const key = KEYS[route];
+    if (key && holds(route, parameters[key])) return answers[route][parameters[key]]; // not "constructor"
+    if (!key && answers[route]) return answers[route];
     throw new SourceError(404, "The report does not hold this: the page in Airflow has it.");
   }
 

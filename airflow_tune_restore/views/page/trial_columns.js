@@ -28,7 +28,7 @@ const trialColumns = (() => {
           "span",
           { class: "trial-id" },
           foreign(row.id),
-          about.quarantine[row.id] === undefined
+          !Object.hasOwn(about.quarantine, row.id)
             ? null
             : el(
                 "span",

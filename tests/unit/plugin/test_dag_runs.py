@@ -127,6 +127,7 @@ def test_a_run_without_restores_is_empty(people, run):
         {"dag_id": "team"},
         {"dag_id": "x" * 300, "run_id": RUN},
         {"dag_id": "team", "run_id": RUN, "map_index": "first"},
+        {"dag_id": "team", "run_id": RUN, "task_id": "x", "map_index": 10**20},
     ],
 )
 def test_a_run_must_be_named(people, run, params):

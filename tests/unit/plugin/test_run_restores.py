@@ -70,12 +70,20 @@ def test_a_list_that_tells_no_trial_shows_all_restores(item):
     assert (shown["trial"], len(shown["restores"])) == (None, 3)
 
 
+@pytest.mark.parametrize("odd", [7, 0.5, True])
+def test_a_trial_whose_id_is_no_text_is_shown(odd):
+    mine = OUTCOMES[0].to_xcom()
+    item = TrialXCom(experiment=mine["experiment"], restore_id="r1", trial_id="t").to_xcom()
+    assert described([mine], ([item | {"trial_id": odd}], 0))["trial"] == str(odd)
+
+
 @pytest.mark.parametrize(
     "value",
     [
         *(None, 5, "s3://xcoms/1.json", "[" * 10_000, {"packed": "broken"}, [5], [{"x": 1}]),
         [{"experiment": "s3://c@bucket/a", "outcome": "unheard of"}],
         {"__classname__": "builtins.list", "__data__": []},
+        "\ud800",
     ],
 )
 def test_an_xcom_that_is_not_ours_is_a_sentence(value):

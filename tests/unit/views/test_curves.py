@@ -297,6 +297,23 @@ def test_a_later_restore_takes_the_seams_of_the_rows_that_it_replaced():
     assert [seam["restore_id"] for seam in curve(store)["seams"]] == ["r2"]
 
 
+def test_a_restore_that_went_back_behind_an_earlier_one_ends_its_seam():
+    store = made(lines(rows_of(1, 2)))
+    night(store, "r1", iteration=5)
+    store.put("dir_bad/result.json", lines(rows_of(1, 2, 3, 4, 5)))
+    seams = Seams()
+    assert [
+        seam["iteration"] for seam in curves(store, "bad", seams=seams)["trials"][0]["seams"]
+    ] == [2]
+    went_back = json.loads(store.get(layout.plan_key("r1")))
+    went_back["restore_id"] = "r2"
+    next(row for row in went_back["trials"] if row["trial_id"] == "bad")["iteration"] = 1
+    store.put(layout.plan_key("r2"), json.dumps(went_back).encode())
+    store.put(layout.commit_key("r2"), store.get(layout.commit_key("r1")))
+    store.put("dir_bad/result.json", lines(rows_of(1, 2, 3, 4, 5, 2, 3, 4)))
+    assert [seam["restore_id"] for seam in curve(store)["seams"]] == ["r2"]
+
+
 def test_no_seam_lies_before_the_first_or_behind_the_last_point():
     points = [Point(k, None, None, 1.0) for k in (3, 5, 7)]
     seams = [Seam(k, f"r{k}", None) for k in (1, 2, 3, 4, 5, 6, 7, 9)]
