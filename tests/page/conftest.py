@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop must not run while other tests start theirs
 def browser() -> Iterator["Browser"]:
     with chromium() as browser:
         yield browser
