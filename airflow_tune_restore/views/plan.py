@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
+from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.kept import FATES, describe_kept, fate_of
@@ -62,17 +63,20 @@ class PlanSwitches:
         return PrepareOptions(choices=choices, stale_after=timedelta(seconds=seconds))
 
 
-def view_plan(store: ObjectStore, switches: PlanSwitches) -> dict[str, Any]:
+def view_plan(
+    store: ObjectStore, switches: PlanSwitches, *, ask_holder: AskHolder | None = None
+) -> dict[str, Any]:
     """Return what a restore would do now, trial by trial, and what would refuse it.
 
-    The trials that run come first; the count of those that are left out is `hidden`.
+    The trials that run come first; the count of those that are left out is `hidden`. `ask_holder` returns
+    whether a restore that looks alive is known to have ended.
 
     Raises:
         InvalidInputError: If a switch is not valid.
         NotStartedError, StateUnreadableError: If there is nothing to plan.
         StorageError: If the store does not answer.
     """
-    plan, refusals = preview_restore(store, switches.options())
+    plan, refusals = preview_restore(store, replace(switches.options(), ask_holder=ask_holder))
     counts = Counter(map(fate_of, plan.trials))
     trials = sorted(plan.trials, key=lambda trial: FATES.index(fate_of(trial)))
     view = {

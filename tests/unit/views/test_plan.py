@@ -12,6 +12,7 @@ from airflow_tune_restore.exceptions import (
     TuneRestoreError,
 )
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.lease_objects import HolderStatus
 from airflow_tune_restore.restore.prepare import preview_restore
 from airflow_tune_restore.storage.memory import MemoryStore
 from airflow_tune_restore.views import plan as views_plan
@@ -109,6 +110,15 @@ def test_an_experiment_without_a_readable_state_is_an_error_of_this_package(obje
     if not objects:
         with pytest.raises(StateUnreadableError, match="neither"):
             seen(store)
+
+
+def test_a_restore_whose_dag_run_has_ended_refuses_nothing():
+    store = store_with(DONE, BAD)
+    start_night(store, "r1")
+    dead = HolderStatus(has_ended=True, found="Its DAG run is failed")
+    switches = PlanSwitches(stale_after=0, resume_errored=True)
+    assert view_plan(store, switches)["refusals"]
+    assert view_plan(store, switches, ask_holder=lambda _status: dead)["refusals"] == []
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0, 1e300])
