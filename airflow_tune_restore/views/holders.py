@@ -80,7 +80,7 @@ def describe_left(living: LeaseStatus | None) -> str:
     """Return the fate of a restore without a commit; `living` is its lease if it did not release it."""
     if living is None:
         return LEFT
-    return " ".join(filter(None, (living.describe(), living.found and f"{living.found}.", LEFT)))
+    return " ".join(filter(None, (LEFT, living.describe(), living.found and f"{living.found}.")))
 
 
 def dag_run_of(lease: Lease | None) -> dict[str, Any] | None:

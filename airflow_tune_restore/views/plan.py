@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -64,12 +65,17 @@ class PlanSwitches:
 
 
 def view_plan(
-    store: ObjectStore, switches: PlanSwitches, *, ask_holder: AskHolder | None = None
+    store: ObjectStore,
+    switches: PlanSwitches,
+    *,
+    ask_holder: AskHolder | None = None,
+    named: Callable[[str], str] = str,
 ) -> dict[str, Any]:
     """Return what a restore would do now, trial by trial, and what would refuse it.
 
     The trials that run come first; the count of those that are left out is `hidden`. `ask_holder` returns
-    whether a restore that looks alive is known to have ended.
+    whether a restore that looks alive is known to have ended. `named` returns a sentence with the address
+    that commands need in place of the store's URI.
 
     Raises:
         InvalidInputError: If a switch is not valid.
@@ -83,28 +89,28 @@ def view_plan(
         "strategy": plan.strategy.value,
         "strategy_reason": plan.strategy_reason,
         "samples_left": plan.samples_left,
-        "warnings": plan.warnings,
-        "refusals": [str(error) for error in refusals],
+        "warnings": [named(warning) for warning in plan.warnings],
+        "refusals": [named(str(error)) for error in refusals],
         "state_file": plan.base.name,
         "to_run": len(plan.to_run),
         "total": len(plan.trials),
         "counts": {fate: counts[fate] for fate in FATES if counts[fate]},
         "kept": describe_kept(plan, str),
-        "trials": [_describe(trial) for trial in trials[:MAX_TRIALS]],
+        "trials": [_describe(trial, named) for trial in trials[:MAX_TRIALS]],
         "hidden": max(0, len(trials) - MAX_TRIALS),
     }
     shown: dict[str, Any] = showable(view)
     return shown
 
 
-def _describe(trial: TrialPlan) -> dict[str, Any]:
+def _describe(trial: TrialPlan, named: Callable[[str], str]) -> dict[str, Any]:
     return {
         "trial_id": trial.trial_id,
         "status": trial.status.value,
         "action": trial.action.value,
         "checkpoint": trial.checkpoint,
         "iteration": trial.iteration if trial.runs else None,
-        "reason": trial.reason,
+        "reason": named(trial.reason),
         "runs_with": trial.runs_with.value if trial.runs_with is not None else None,
         "quarantined": trial.quarantined,
         "parameters": trial.parameters,

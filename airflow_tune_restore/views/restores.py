@@ -32,7 +32,7 @@ from airflow_tune_restore.views.holders import (
     find_holders,
     find_living,
 )
-from airflow_tune_restore.views.showable import showable
+from airflow_tune_restore.views.showable import at_second, showable
 
 MAX_RESTORES = 100
 """Restores of one answer: the newest."""
@@ -210,7 +210,7 @@ def _state(
     if found.problem:
         return "unreadable", found.problem
     if record is not None and record.undone_at:
-        return "undone", f"undone at {record.undone_at}"
+        return "undone", f"undone at {at_second(record.undone_at)}"
     if record is not None and record.is_done:
         return "committed", _committed_note(found, record, written)
     if living is not None and living.is_alive:

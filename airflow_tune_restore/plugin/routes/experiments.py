@@ -123,7 +123,11 @@ async def read_curves(
 async def read_plan(request: Request, place: Named, switches: Switches) -> Response:
     """Return what a restore would do with these switches."""
     return await answer_experiment(
-        places_of(request), place, lambda store: view_plan(store, switches, ask_holder=ask_database)
+        places_of(request),
+        place,
+        lambda store: view_plan(
+            store, switches, ask_holder=ask_database, named=place.address.named_in
+        ),
     )
 
 

@@ -18,8 +18,9 @@ const curveValues = (() => {
           el("span", { class: "line" }),
           "after it ",
           el("span", { class: "diamond" }, "◆"),
-          " the seam: first result after a restore. Drag to zoom, double-click to go back.",
+          " the seam: first result after a restore.",
         ),
+      answer.trials.length && el("p", { class: "faint small" }, "Drag to zoom, double-click to go back."),
       left_out &&
         notices.notice(
           "info",
