@@ -169,7 +169,7 @@ def test_restore_now_shows_what_it_sends_and_then_the_run(visit, answers):
 
 def test_both_buttons_restore_with_the_switches_of_the_plan(visit):
     page = visit(EXPERIMENT + "&tab=plan&resume_errored=false&stale_after=0")
-    page.locator("#plan tbody tr").first.wait_for()
+    page.locator("#plan .numbers").wait_for()
     buttons = page.locator("[data-action=restore-now]").all()
     assert len(buttons) == 2
     for button in buttons:
