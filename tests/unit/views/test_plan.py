@@ -112,6 +112,21 @@ def test_an_experiment_without_a_readable_state_is_an_error_of_this_package(obje
             seen(store)
 
 
+def test_commands_of_a_plan_name_the_address_that_they_are_given():
+    store = store_with(DONE, BAD)
+    night(store, "r1")
+    night(store, "r2")
+    view = view_plan(
+        store,
+        PlanSwitches(resume_errored=True),
+        named=lambda text: text.replace(store.uri, "s3://c@b/e"),
+    )
+    said = [*view["warnings"], *(trial["reason"] for trial in view["trials"])]
+    commands = [text for text in said if "tune-restore release" in text]
+    assert commands
+    assert all("tune-restore release s3://c@b/e bad" in text for text in commands)
+
+
 def test_a_restore_whose_dag_run_has_ended_refuses_nothing():
     store = store_with(DONE, BAD)
     start_night(store, "r1")

@@ -122,7 +122,7 @@ def test_after_an_undo_the_restore_is_undone_and_keeps_its_time(store, clock):
     view = seen(store)
     (row,) = view["restores"]
     assert (row["state"], row["committed"]) == ("undone", committed.isoformat())
-    assert str(clock.now.year) in row["note"]
+    assert row["note"] == f"undone at {clock.now:%Y-%m-%d %H:%M:%S} UTC"
     assert view["undo"]["restore_id"] is None
     assert "Nothing was changed" not in view["undo"]["why_not"]
 
