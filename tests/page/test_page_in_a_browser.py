@@ -9,6 +9,7 @@ from tests.support.page import (
     HOSTILE,
     MARKUP,
     canned,
+    curves,
     experiment,
     progress,
     serve_page,
@@ -202,6 +203,24 @@ def test_the_commands_of_a_shell_are_complete(visit, answers):
     said = page.locator(".commands").inner_text()
     assert f"tune-restore plan {address} {flags}\n" in said
     assert f"tune-restore restore {address} --trainable package.module:attribute {flags}\n" in said
+
+
+def test_many_trials_with_one_problem_are_one_line(visit, answers):
+    def answer(query):
+        found = curves(query["trial"])
+        return found | {
+            "trials": [
+                trial | {"problem": "it has no result.json", "value": [None] * len(trial["value"])}
+                for trial in found["trials"]
+            ]
+        }
+
+    answers["GET api/experiment/curves"] = answer
+    page = visit(EXPERIMENT + "&tab=curves&top=20")
+    page.locator(
+        ".remarks .notice", has_text="and 15 more trials: it has no result.json"
+    ).wait_for()
+    assert page.locator(".remarks .notice p").count() == 1
 
 
 def test_an_error_begins_with_its_exception(visit):
