@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.plugin.lease_holders import ask_database
 from airflow_tune_restore.plugin.places import Places
+from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.restore.quarantine import Quarantine, read_quarantines
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.views.best_values import BestValues
@@ -54,9 +55,10 @@ class ExperimentLists:
             if kept is None or not is_known or kept.began < oldest:
                 kept = self._kept[prefix] = self._scan(prefix)
             best_values = self._best_values[prefix]
-        return list_experiments(
+        listed = list_experiments(
             kept.store, kept.found, best_values, prefix=prefix, scanned_at=kept.at
         )
+        return listed | {"address": printable(str(self._places.address(prefix)))}
 
     def forget(self, prefix: str) -> None:
         """Scan a prefix again when it is asked for: an experiment has changed."""

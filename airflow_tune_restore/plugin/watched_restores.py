@@ -5,6 +5,7 @@ from collections import OrderedDict
 from typing import Any
 
 from airflow_tune_restore.plugin.places import Place
+from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.views.progress import RestoreProgress
 
@@ -19,7 +20,9 @@ class WatchedRestores:
         self._watched: OrderedDict[tuple[Place, str], RestoreProgress] = OrderedDict()
         self._lock = threading.Lock()
 
-    def look(self, store: ObjectStore, place: Place, restore_id: str) -> dict[str, Any]:
+    def look(
+        self, store: ObjectStore, place: Place, restore_id: str, ask_holder: AskHolder | None = None
+    ) -> dict[str, Any]:
         """Return where each trial of a restore is now; raises as `RestoreProgress.look`."""
         key = (place, restore_id)
         with self._lock:
@@ -30,4 +33,4 @@ class WatchedRestores:
             watched.store = store  # its credentials are newer
             while len(self._watched) > MAX_RESTORES:
                 self._watched.popitem(last=False)
-        return watched.look()
+        return watched.look(ask_holder)

@@ -210,7 +210,7 @@ def preview_restore(
             refusals.setdefault(str(error), error)
 
     check(lambda: store.list_dir(layout.ROOT))
-    check(lambda: lease.refuse_if_alive(store, plan.restore_id))
+    check(lambda: lease.refuse_if_alive(store, plan.restore_id, ask_holder=options.ask_holder))
     check(refuse_if_running)
     if plan.changes_trials or plan.samples_left:
         searches = plan.continues_search or not plan.changes_trials

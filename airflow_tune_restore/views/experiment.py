@@ -195,11 +195,13 @@ def _column(shown: ShownExperiment, ledger: Ledger, name: str) -> list[Cell]:
 
 
 def _first_columns(shown: ShownExperiment, ledger: Ledger) -> dict[str, list[Cell]]:
-    """Return status, iteration, metric and differing parameters, as far as they are not too large."""
+    """Return status, iteration, metric, errors on record and differing parameters, if not too large."""
     names = ["status", "iteration"]
     if shown.metric:
         names.append(f"{METRICS}{shown_name(shown.metric)}")
     always = len(names)
+    if any(_last_failure(ledger, trial.trial_id) for trial in shown.trials):
+        names.append("error")
     names += shown.columns.differing[:MOST_PARAMETERS]
     columns: dict[str, list[Cell]] = {}
     left = MOST_COLUMN_CHARACTERS

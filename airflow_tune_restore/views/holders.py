@@ -1,14 +1,17 @@
 """The holders of leases: they tell who made a restore, and when."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from airflow_tune_restore.protocol import lease_objects
-from airflow_tune_restore.protocol.lease_objects import Lease, LeaseStatus
+from airflow_tune_restore.protocol.lease_objects import AskHolder, Lease, LeaseStatus
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.in_flight import for_each
+
+LEFT = "It was not committed. The next restore commits what its trials have done, and goes on from there."
+"""The fate of a restore that ended without a commit."""
 
 MOST_CLAIMS = 1000
 """Leases that are read to find the restores of an experiment: the newest. Each is one small object."""
@@ -57,12 +60,27 @@ def find_holders(
     return found
 
 
-def find_living(store: ObjectStore, entries: list[Entry]) -> LeaseStatus | None:
-    """Return the newest lease if it is not released, however long its holder is silent."""
+def find_living(
+    store: ObjectStore, entries: list[Entry], ask_holder: AskHolder | None
+) -> LeaseStatus | None:
+    """Return the newest lease if it is not released, however long its holder is silent.
+
+    `ask_holder` returns whether a holder that looks alive is known to have ended.
+    """
     newest = lease_objects.newest_claim(store, entries)
     if newest is None or lease_objects.is_released(entries, newest.epoch):
         return None
-    return lease_objects.status_of(store, newest, entries, store.now())
+    status = lease_objects.status_of(store, newest, entries, store.now())
+    if ask_holder is None or not status.is_alive:
+        return status
+    return replace(status, holder=ask_holder(status))
+
+
+def describe_left(living: LeaseStatus | None) -> str:
+    """Return the fate of a restore without a commit; `living` is its lease if it did not release it."""
+    if living is None:
+        return LEFT
+    return " ".join(filter(None, (LEFT, living.describe(), living.found and f"{living.found}.")))
 
 
 def dag_run_of(lease: Lease | None) -> dict[str, Any] | None:

@@ -2,12 +2,14 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
+from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.kept import FATES, describe_kept, fate_of
@@ -62,45 +64,53 @@ class PlanSwitches:
         return PrepareOptions(choices=choices, stale_after=timedelta(seconds=seconds))
 
 
-def view_plan(store: ObjectStore, switches: PlanSwitches) -> dict[str, Any]:
+def view_plan(
+    store: ObjectStore,
+    switches: PlanSwitches,
+    *,
+    ask_holder: AskHolder | None = None,
+    named: Callable[[str], str] = str,
+) -> dict[str, Any]:
     """Return what a restore would do now, trial by trial, and what would refuse it.
 
-    The trials that run come first; the count of those that are left out is `hidden`.
+    The trials that run come first; the count of those that are left out is `hidden`. `ask_holder` returns
+    whether a restore that looks alive is known to have ended. `named` returns a sentence with the address
+    that commands need in place of the store's URI.
 
     Raises:
         InvalidInputError: If a switch is not valid.
         NotStartedError, StateUnreadableError: If there is nothing to plan.
         StorageError: If the store does not answer.
     """
-    plan, refusals = preview_restore(store, switches.options())
+    plan, refusals = preview_restore(store, replace(switches.options(), ask_holder=ask_holder))
     counts = Counter(map(fate_of, plan.trials))
     trials = sorted(plan.trials, key=lambda trial: FATES.index(fate_of(trial)))
     view = {
         "strategy": plan.strategy.value,
         "strategy_reason": plan.strategy_reason,
         "samples_left": plan.samples_left,
-        "warnings": plan.warnings,
-        "refusals": [str(error) for error in refusals],
+        "warnings": [named(warning) for warning in plan.warnings],
+        "refusals": [named(str(error)) for error in refusals],
         "state_file": plan.base.name,
         "to_run": len(plan.to_run),
         "total": len(plan.trials),
         "counts": {fate: counts[fate] for fate in FATES if counts[fate]},
         "kept": describe_kept(plan, str),
-        "trials": [_describe(trial) for trial in trials[:MAX_TRIALS]],
+        "trials": [_describe(trial, named) for trial in trials[:MAX_TRIALS]],
         "hidden": max(0, len(trials) - MAX_TRIALS),
     }
     shown: dict[str, Any] = showable(view)
     return shown
 
 
-def _describe(trial: TrialPlan) -> dict[str, Any]:
+def _describe(trial: TrialPlan, named: Callable[[str], str]) -> dict[str, Any]:
     return {
         "trial_id": trial.trial_id,
         "status": trial.status.value,
         "action": trial.action.value,
         "checkpoint": trial.checkpoint,
         "iteration": trial.iteration if trial.runs else None,
-        "reason": trial.reason,
+        "reason": named(trial.reason),
         "runs_with": trial.runs_with.value if trial.runs_with is not None else None,
         "quarantined": trial.quarantined,
         "parameters": trial.parameters,

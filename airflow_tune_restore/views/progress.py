@@ -14,6 +14,7 @@ from typing import Any
 from airflow_tune_restore.exceptions import RecordUnreadableError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import QUIET_SECONDS
+from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.listed_records import ListedRecords, RestoreRecords
 from airflow_tune_restore.protocol.ray_job import job_of
 from airflow_tune_restore.protocol.request import RunnerProgress, RunnerRequest
@@ -31,7 +32,14 @@ from airflow_tune_restore.views.attempts import (
     read_request,
     read_tail,
 )
-from airflow_tune_restore.views.holders import Held, dag_run_of, find_holders
+from airflow_tune_restore.views.holders import (
+    LEFT,
+    Held,
+    dag_run_of,
+    describe_left,
+    find_holders,
+    find_living,
+)
 from airflow_tune_restore.views.plan import MAX_TRIALS
 from airflow_tune_restore.views.showable import showable
 
@@ -135,11 +143,13 @@ class RestoreProgress:
     _ends: dict[tuple[str, int, bool], AttemptEnd] = field(default_factory=dict)
     _requests: dict[tuple[str, int], RunnerRequest | None] = field(default_factory=dict)
 
-    def look(self) -> dict[str, Any]:
+    def look(self, ask_holder: AskHolder | None = None) -> dict[str, Any]:
         """Return where each trial is now, and the run of many, if there is one. Writes nothing.
 
         `heard` is the age of the last heartbeat in seconds, by the store's clock. `pending` counts the
-        trials in the state `ended`: the next looks read how they ended.
+        trials in the state `ended`: the next looks read how they ended. `note` says why it is not at work
+        any more, if it is neither at work nor committed. `ask_holder` returns whether a restore that
+        looks alive is known to have ended.
 
         Raises:
             KeyNotFoundError: If the restore has no plan.
@@ -147,10 +157,10 @@ class RestoreProgress:
             StorageError: If the store does not answer.
         """
         with self._turn:
-            shown: dict[str, Any] = showable(self._look())
+            shown: dict[str, Any] = showable(self._look(ask_holder))
         return shown
 
-    def _look(self) -> dict[str, Any]:
+    def _look(self, ask_holder: AskHolder | None) -> dict[str, Any]:
         planned = self._planned = self._planned or _Planned.of(
             read_plan(self.store, self.restore_id)
         )
@@ -176,6 +186,7 @@ class RestoreProgress:
             "restore_id": self.restore_id,
             "dag_run": self._dag_run(),
             "is_over": is_over,
+            "note": "" if is_over or counts[RUNNING] else self._why_left(ask_holder),
             "at": at.isoformat(),
             "counts": {state: counts[state] for state in _STATES if counts[state]},
             "pending": counts[ENDED],
@@ -197,6 +208,13 @@ class RestoreProgress:
             holders = find_holders(self.store, entries, {self.restore_id})
             self._held = holders.get(self.restore_id)
         return dag_run_of(self._held.lease if self._held is not None else None)
+
+    def _why_left(self, ask_holder: AskHolder | None) -> str:
+        """Return why a restore without a commit is not at work; "" if it may be."""
+        living = find_living(self.store, self.store.list_dir(layout.LEASE), ask_holder)
+        if living is None or living.lease.restore_id != self.restore_id:
+            return LEFT
+        return "" if living.is_alive else describe_left(living)
 
     def _find_run(self, records: RestoreRecords, planned: _Planned) -> list[_Unit]:
         """Return the run of many: the whole-experiment run, or the shared driver, or none."""
@@ -265,6 +283,8 @@ class RestoreProgress:
         if unit.is_followed and seen.run_end is not None:  # it goes on in the next run
             state = "paused" if seen.run_end.state == "paused" else "interrupted"
             return {"state": state, "error": seen.run_end.error}
+        if seen.is_over and unit.trial_id == layout.SHARED_DRIVER:
+            return {"state": ENDED}  # it records no outcome: each of its trials does
         if seen.is_over:  # the commit has ended its runner
             return {"state": "interrupted", "error": NO_OUTCOME}
         heard_at = unit.runner.heard_at(unit.attempt)

@@ -21,7 +21,7 @@ from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.restore.undo import list_restores
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.views.plan import MAX_TRIALS
-from airflow_tune_restore.views.showable import finite, showable
+from airflow_tune_restore.views.showable import at_second, finite, showable
 
 
 def view_restore(store: ObjectStore, restore_id: str) -> dict[str, Any]:
@@ -90,7 +90,8 @@ def _summarise(store: ObjectStore, plan: RestorePlan) -> tuple[CommitSummary | N
 def _problem(plan: RestorePlan, record: CommitRecord, states: Mapping[str, Entry]) -> str:
     """Return why a commit cannot be shown; "" if it can."""
     if record.undone_at:
-        return f"It was undone at {record.undone_at}: what it had changed is not there any more."
+        at = at_second(record.undone_at)
+        return f"It was undone at {at}: what it had changed is not there any more."
     if not record.is_done:
         return "Its commit was cut off. The next restore finishes it."
     for name in filter(None, (plan.base.name, record.state_file)):

@@ -14,7 +14,7 @@ import msgspec
 from airflow_tune_restore.exceptions import RecordUnreadableError, TuneRestoreError
 from airflow_tune_restore.experiments.experiment import StateFile
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.lease_objects import LeaseStatus, was_restored
+from airflow_tune_restore.protocol.lease_objects import AskHolder, LeaseStatus, was_restored
 from airflow_tune_restore.protocol.names import is_sweep
 from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.protocol.request import RUN_ACTIONS, TrialAction
@@ -25,8 +25,14 @@ from airflow_tune_restore.restore.record_json import decode
 from airflow_tune_restore.restore.undo import foresee_undo, list_restores
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.in_flight import for_each
-from airflow_tune_restore.views.holders import Held, dag_run_of, find_holders, find_living
-from airflow_tune_restore.views.showable import showable
+from airflow_tune_restore.views.holders import (
+    Held,
+    dag_run_of,
+    describe_left,
+    find_holders,
+    find_living,
+)
+from airflow_tune_restore.views.showable import at_second, showable
 
 MAX_RESTORES = 100
 """Restores of one answer: the newest."""
@@ -80,10 +86,11 @@ class _Found:
     recorded_at: datetime | None
 
 
-def view_restores(store: ObjectStore) -> dict[str, Any]:
+def view_restores(store: ObjectStore, *, ask_holder: AskHolder | None = None) -> dict[str, Any]:
     """Return the newest restores, the newest first, and what an undo would do now. Writes nothing.
 
-    A record that is unreadable costs its own restore alone.
+    A record that is unreadable costs its own restore alone. `ask_holder` returns whether a restore that
+    looks alive is known to have ended.
 
     Raises:
         StorageError: If the store does not answer.
@@ -94,7 +101,7 @@ def view_restores(store: ObjectStore) -> dict[str, Any]:
     ids = [each for each in list_restores(store) if not is_sweep(each)]
     entries = store.list_dir(layout.LEASE)
     holders = find_holders(store, entries, set(ids))
-    living = find_living(store, entries)
+    living = find_living(store, entries, ask_holder)
     others = sorted((each for each in ids if each not in holders), reverse=True)
     newest = [*holders, *others][:MAX_RESTORES]
     written = {entry.name: entry.modified_at for entry in root if not entry.is_dir}
@@ -203,7 +210,7 @@ def _state(
     if found.problem:
         return "unreadable", found.problem
     if record is not None and record.undone_at:
-        return "undone", f"undone at {record.undone_at}"
+        return "undone", f"undone at {at_second(record.undone_at)}"
     if record is not None and record.is_done:
         return "committed", _committed_note(found, record, written)
     if living is not None and living.is_alive:
@@ -212,7 +219,7 @@ def _state(
         return "left", "its commit was cut off; the next restore finishes it"
     if not found.has_plan:
         return "empty", "it ended before it had a plan"
-    return "left", living.describe() if living is not None else "it was not committed"
+    return "left", describe_left(living)
 
 
 def _committed_note(

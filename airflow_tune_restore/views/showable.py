@@ -2,6 +2,7 @@
 
 import math
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow_tune_restore.protocol.numbers import MAX_COUNT, strict_json
@@ -30,3 +31,11 @@ def finite(value: Any) -> float | None:
     if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
         return None
     return value if abs(value) <= MAX_COUNT else float(value)
+
+
+def at_second(text: str) -> str:
+    """Return an ISO time of a record as people read it; a text that is none stays as it is."""
+    try:
+        return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError):
+        return text

@@ -4,7 +4,17 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.support.page import BIDI, HOSTILE, MARKUP, canned, progress, serve_page, settings
+from tests.support.page import (
+    BIDI,
+    HOSTILE,
+    MARKUP,
+    canned,
+    curves,
+    experiment,
+    progress,
+    serve_page,
+    settings,
+)
 
 EXPERIMENT = "?view=experiment&prefix=team+sweeps&path=2026-01/resnet"
 LIVE = "?view=restore&prefix=team+sweeps&path=2026-01/resnet&restore_id=r-20261201"
@@ -98,7 +108,7 @@ def test_best_values_that_are_pending_are_asked_for_again(visit, answers):
     [
         (401, "Log in to Airflow again"),
         (403, "those who may read the runs of the DAG restore_experiments"),
-        (502, "Check the connection in Airflow"),
+        (502, "Admin → Connections"),
     ],
 )
 def test_an_error_is_a_sentence_with_a_next_step(visit, answers, status, said):
@@ -122,7 +132,7 @@ def test_a_prefix_without_experiments_says_what_makes_one(visit, answers):
     answers["GET api/experiments"] = lambda _: scanned | {"experiments": []}
     page = visit()
     page.locator(".empty").wait_for()
-    assert "tune-restore scan 's3://bucket/sweeps'" in page.locator(".empty").inner_text()
+    assert "tune-restore scan s3://minio@bucket/sweeps" in page.locator(".empty").inner_text()
 
 
 def test_switches_of_the_plan_ask_for_it_again(visit):
@@ -156,6 +166,75 @@ def test_restore_now_shows_what_it_sends_and_then_the_run(visit, answers):
             },
         }
     ]
+
+
+def test_both_buttons_restore_with_the_switches_of_the_plan(visit):
+    page = visit(EXPERIMENT + "&tab=plan&resume_errored=false&stale_after=0")
+    page.locator("#plan .numbers").wait_for()
+    buttons = page.locator("[data-action=restore-now]").all()
+    assert len(buttons) == 2
+    for button in buttons:
+        button.click()
+        said = page.locator("dialog").inner_text()
+        assert "resume_errored\nno" in said
+        assert "stale_after\n0 s" in said
+        page.keyboard.press("Escape")
+
+
+def test_who_knows_that_the_driver_is_dead_may_restore_what_looks_alive(visit, answers):
+    answers["GET api/experiment"] = lambda _: experiment() | {"health": "running"}
+    page = visit(EXPERIMENT + "&tab=plan")
+    button = page.locator("[data-action=restore-now]").last
+    button.wait_for()
+    assert "set Stale after in the Plan tab" in button.get_attribute("title")
+    page.locator("#stale-after").fill("0")
+    page.locator("#stale-after").press("Enter")
+    page.locator(".command", has_text="--stale-after 0").wait_for()
+    page.locator("[data-action=restore-now]:not([aria-disabled])").first.click()
+    assert "stale_after\n0 s" in page.locator("dialog").inner_text()
+
+
+def test_the_commands_of_a_shell_are_complete(visit, answers):
+    answers["GET api/settings"] = lambda _: settings(stale_after=600)
+    page = visit(EXPERIMENT)
+    page.get_by_text("The same from a shell").click()
+    address = "s3://minio@bucket/sweeps/2026-01/resnet"
+    flags = "--resume-errored --stale-after 600"
+    said = page.locator(".commands").inner_text()
+    assert f"tune-restore plan {address} {flags}\n" in said
+    assert f"tune-restore restore {address} --trainable package.module:attribute {flags}\n" in said
+
+
+def test_many_trials_with_one_problem_are_one_line(visit, answers):
+    def answer(query):
+        found = curves(query["trial"])
+        return found | {
+            "trials": [
+                trial | {"problem": "it has no result.json", "value": [None] * len(trial["value"])}
+                for trial in found["trials"]
+            ]
+        }
+
+    answers["GET api/experiment/curves"] = answer
+    page = visit(EXPERIMENT + "&tab=curves&top=20")
+    page.locator(
+        ".remarks .notice", has_text="and 15 more trials: it has no result.json"
+    ).wait_for()
+    assert page.locator(".remarks .notice p").count() == 1
+
+
+def test_an_error_begins_with_its_exception(visit):
+    page = visit(EXPERIMENT + "&trial=00003_00003")
+    shown = page.locator(".detail details", has_text="Traceback").locator("strong")
+    assert shown.inner_text().startswith("RuntimeError: <img")
+
+
+def test_a_restore_that_ended_without_a_commit_says_what_becomes_of_it(visit, answers):
+    note = "It was not committed. The next restore commits what its trials have done."
+    answers["GET api/experiment/progress"] = lambda _: progress(note=note)
+    page = visit("?view=restore&prefix=team+sweeps&path=2026-01%2Fresnet&restore_id=r-20261201")
+    page.locator(".live .badge", has_text="not committed").wait_for()
+    assert note in page.locator(".live").inner_text()
 
 
 def test_restore_now_warns_of_a_dag_that_would_do_something_else(visit, answers):

@@ -320,11 +320,12 @@ def restore(restore_id: str) -> dict[str, Any]:
     }
 
 
-def progress(*, is_over: bool = False) -> dict[str, Any]:
+def progress(*, is_over: bool = False, note: str = "") -> dict[str, Any]:
     states = ("running", "silent", "failed", "finished", "waiting")
     return {
         "restore_id": "r-20261201",
         "is_over": is_over,
+        "note": note,
         "at": "2026-12-01T04:20:00Z",
         "whole": None,
         "counts": dict.fromkeys(states, 1),
@@ -354,6 +355,7 @@ def canned(*, experiments: int = 12, trials: int = 40, **changed: Any) -> Answer
     """Return the answers of all routes; `changed` are settings."""
     scanned = {
         "place": "s3://bucket/sweeps",
+        "address": "s3://minio@bucket/sweeps",
         "scanned_at": "2026-12-01T04:20:00Z",
         "pending": 0,
         "experiments": experiment_rows(experiments),

@@ -123,14 +123,20 @@ async def read_curves(
 async def read_plan(request: Request, place: Named, switches: Switches) -> Response:
     """Return what a restore would do with these switches."""
     return await answer_experiment(
-        places_of(request), place, lambda store: view_plan(store, switches)
+        places_of(request),
+        place,
+        lambda store: view_plan(
+            store, switches, ask_holder=ask_database, named=place.address.named_in
+        ),
     )
 
 
 @router.get("/experiment/restores", dependencies=[Reading])
 async def read_restores(request: Request, place: Named) -> Response:
     """Return the restores of an experiment, and what an undo would do."""
-    return await answer_experiment(places_of(request), place, view_restores)
+    return await answer_experiment(
+        places_of(request), place, lambda store: view_restores(store, ask_holder=ask_database)
+    )
 
 
 @router.get("/experiment/restore", dependencies=[Reading])
@@ -146,7 +152,9 @@ async def read_progress(request: Request, place: Named, restore_id: Restore) -> 
     """Return where each trial of a restore is now."""
     watched: WatchedRestores = request.app.state.watched
     return await answer_experiment(
-        places_of(request), place, lambda store: watched.look(store, place, restore_id)
+        places_of(request),
+        place,
+        lambda store: watched.look(store, place, restore_id, ask_database),
     )
 
 

@@ -4,7 +4,9 @@ const actions = (() => {
   const { el, foreign, button, facts } = elements;
 
   const WHY_NOT_RESTORED = {
-    running: "It is running: a live experiment is never touched.",
+    running:
+      "It is running: a live experiment is never touched. If you are sure that its driver is dead, " +
+      "set Stale after in the Plan tab.",
     finished: "It has finished: nothing is left to restore.",
     unreadable: "It cannot be read, so it cannot be restored. The Evidence tab shows why.",
   };
@@ -46,12 +48,13 @@ const actions = (() => {
   /**
    * Return the button that starts the recovery DAG with one experiment.
    * @param {Object} about The experiment.
-   * @param {Object<string, *>} flags As the switches of the plan stand.
+   * @param {function(): Object<string, *>} flags Returns how the switches of the plan stand.
    * @returns {HTMLElement|null}
    */
   function restoreNow(about, flags) {
-    const why = WHY_NOT_RESTORED[about.health] ?? "";
-    return actButton([icons.make("play"), "Restore now…"], () => confirmRestore(about, flags), {
+    const is_known_dead = about.health === "running" && flags().stale_after !== "";
+    const why = is_known_dead ? "" : (WHY_NOT_RESTORED[about.health] ?? "");
+    return actButton([icons.make("play"), "Restore now…"], () => confirmRestore(about, flags()), {
       why,
       class: "button primary",
       "data-action": "restore-now",
@@ -61,7 +64,7 @@ const actions = (() => {
   function confirmRestore(about, flags) {
     const dag = source.settings.recovery_dag_id;
     const conf = { experiment: about.address, ...Object.fromEntries(CONF_FLAGS.map((name) => [name, flags[name]])) };
-    conf.stale_after = flags.stale_after || source.settings.stale_after;
+    conf.stale_after = plan.staleAfter(flags);
     const doubts = el("div", { class: "doubts" });
     doubtsAbout(dag, conf).then((found) => doubts.replaceChildren(notices.warnings(found) ?? ""));
     dialog.ask({

@@ -6,6 +6,14 @@ const chart = (() => {
   const HEIGHT = 400;
   const REACH = 40;
   const SERIES = 8;
+  const CLOCK = [
+    // seconds between marks, their text, and what is added where a year, a day or a minute begins
+    [3600 * 24 * 365, "{YYYY}", null, null, null, null, null, null, 1],
+    [3600 * 24 * 28, "{YYYY}-{MM}", null, null, null, null, null, null, 1],
+    [3600 * 24, "{MM}-{DD}", "\n{YYYY}", null, null, null, null, null, 1],
+    [60, "{HH}:{mm}", "\n{YYYY}-{MM}-{DD}", null, "\n{MM}-{DD}", null, null, null, 1],
+    [1, "{HH}:{mm}:{ss}", "\n{YYYY}-{MM}-{DD}", null, "\n{MM}-{DD}", null, null, null, 1],
+  ];
   const WHOLE = [0, 1, 2, 3, 4, 5, 6, 7].flatMap((power) => [1, 2, 5].map((step) => step * 10 ** power));
 
   /** Return a colour of the theme. */
@@ -122,7 +130,7 @@ const chart = (() => {
         ...look,
         label: chartData.X_NAMES[how.axis],
         size: how.axis === "clock" ? 48 : 34,
-        ...(how.axis === "clock" ? {} : { values: plain }),
+        values: how.axis === "clock" ? CLOCK : plain,
         ...(how.axis === "iteration" ? { incrs: WHOLE } : {}),
       },
       { ...look, label: answer.metric, size: 64, ...(how.is_log ? {} : { values: plain }) },

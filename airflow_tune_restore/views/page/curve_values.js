@@ -3,10 +3,10 @@ const curveValues = (() => {
   "use strict";
   const { el, foreign } = elements;
 
+  const NAMED = 5;
+
   function remarksOf(answer, left_out) {
-    const problems = answer.trials
-      .filter((trial) => trial.problem)
-      .map((trial) => `${trial.trial_id}: ${trial.problem}`);
+    const has_values = answer.trials.some((trial) => trial.value.some((value) => value !== null));
     const has_seams = answer.trials.some((trial) => trial.seams.length);
     return [
       has_seams &&
@@ -18,15 +18,28 @@ const curveValues = (() => {
           el("span", { class: "line" }),
           "after it ",
           el("span", { class: "diamond" }, "◆"),
-          " the seam: first result after a restore. Drag to zoom, double-click to go back.",
+          " the seam: first result after a restore.",
         ),
+      has_values && el("p", { class: "faint small" }, "Drag to zoom, double-click to go back."),
       left_out &&
         notices.notice(
           "info",
           `${words.counted(left_out, "value")} of 0 or less cannot be shown on a log scale.`,
         ),
-      notices.warnings(problems),
+      notices.warnings(problemsOf(answer)),
     ].filter(Boolean);
+  }
+
+  /** Return each problem once, with the trials that have it: the first ones by their ids. */
+  function problemsOf(answer) {
+    const ids = new Map();
+    for (const { trial_id, problem } of answer.trials) {
+      if (problem) ids.set(problem, [...(ids.get(problem) ?? []), trial_id]);
+    }
+    return [...ids].map(([problem, all]) => {
+      const more = all.length > NAMED ? ` and ${words.counted(all.length - NAMED, "more trial")}` : "";
+      return `${all.slice(0, NAMED).join(", ")}${more}: ${problem}`;
+    });
   }
 
   function noPoints(answer) {

@@ -1,7 +1,7 @@
 /** The tab on a DAG run, and on a task instance: the restores that this run has planned. */
 const dagRun = (() => {
   "use strict";
-  const { el, foreign, link } = elements;
+  const { el, foreign, link, button } = elements;
 
   /**
    * Draw the restores of the DAG run of the address; one alone is shown live at once.
@@ -38,7 +38,7 @@ const dagRun = (() => {
       root.replaceChildren(
         el("h1", {}, all.length === 1 ? ["Restore of ", foreign(all[0].name)] : "Restores of this run"),
       );
-      if (!all.length) root.append(nothing());
+      if (!all.length) root.append(nothing(read));
       else if (all.length === 1) one(all[0], trial);
       else
         root.append(
@@ -61,7 +61,7 @@ const dagRun = (() => {
     read();
   }
 
-  function nothing() {
+  function nothing(read) {
     return notices.empty(
       "This run has planned no restore",
       el(
@@ -69,6 +69,7 @@ const dagRun = (() => {
         {},
         "Either its plan task has not run yet, it found nothing to restore, or this DAG restores no experiments.",
       ),
+      button([icons.make("refresh"), "Look again"], read),
       el("p", {}, link({ view: "experiments" }, "All experiments")),
     );
   }

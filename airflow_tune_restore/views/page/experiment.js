@@ -81,7 +81,7 @@ const experiment = (() => {
         el("h1", {}, foreign(about.name)),
         words.badge(about.health, about.reason),
         el("span", { class: "grow" }),
-        actions.restoreNow(about, plan.DEFAULTS),
+        actions.restoreNow(about, plan.flags),
       ),
       el("p", { class: "reason" }, foreign(about.reason)),
       facts([
@@ -99,15 +99,17 @@ const experiment = (() => {
         { class: "commands" },
         el("summary", {}, "The same from a shell"),
         commands(about).map((each) => command(each)),
+        el("p", { class: "faint small" }, "In place of package.module:attribute, name the trainable, as in the DAG."),
       ),
     );
   }
 
   function commands(about) {
     const address = quoted(about.address);
+    const options = plan.options(plan.DEFAULTS);
     return [
-      `tune-restore plan ${address} --resume-errored`,
-      `tune-restore restore ${address} --resume-errored`,
+      `tune-restore plan ${address} ${options}`,
+      `tune-restore restore ${address} --trainable package.module:attribute ${options}`,
       `tune-restore report ${address} -o report.html`,
     ];
   }

@@ -218,7 +218,7 @@ const experiments = (() => {
   }
 
   function noExperiments(labels) {
-    const places = labels.map((label) => known.get(label)?.place).filter(Boolean);
+    const lists = labels.map((label) => known.get(label)).filter(Boolean);
     return notices.empty(
       "No experiment here yet",
       el(
@@ -233,7 +233,7 @@ const experiments = (() => {
       el(
         "ul",
         {},
-        places.map((place) => el("li", {}, foreign(place))),
+        lists.map(({ place }) => el("li", {}, foreign(place))),
       ),
       el(
         "p",
@@ -244,7 +244,7 @@ const experiments = (() => {
         el("code", {}, "[tune_restore] prefixes"),
         ". To see what a shell finds:",
       ),
-      places.map((place) => el("p", {}, elements.command(`tune-restore scan '${place}'`))),
+      lists.map(({ address }) => el("p", {}, elements.command(`tune-restore scan ${experiment.quoted(address)}`))),
     );
   }
 

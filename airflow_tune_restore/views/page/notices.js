@@ -92,7 +92,7 @@ const notices = (() => {
     if (error.status === 404) return "Go back to the list: it may have been moved or deleted since.";
     if (error.status === 409) return "Load this page again to see what has changed.";
     if (error.status === 502) {
-      return "The store did not answer as it should. Check the connection in Airflow and the store itself, and try again.";
+      return "The connections are under Admin → Connections, the prefixes in the section [tune_restore] of Airflow's configuration. Correct what is wrong, and try again.";
     }
     if (error.status === 0)
       return "Check the network, and whether the API server is running. Then try again.";
@@ -109,19 +109,18 @@ const notices = (() => {
   function notConfigured(problem) {
     const example =
       '[tune_restore]\nprefixes = {"team sweeps": "s3://my_conn@my-bucket/sweeps"}\n' +
-      "recovery_dag_id = restore_experiments";
+      `recovery_dag_id = ${source.settings.recovery_dag_id || "nightly_recovery"}`;
     return empty(
       "No place to look for experiments",
       el("p", {}, foreign(problem)),
       el(
         "p",
         {},
-        "Add this to ",
+        "Set these options in ",
         el("code", {}, "airflow.cfg"),
-        " and start the API server again. ",
-        "Each prefix is a label, and the place that holds the experiments; ",
+        ". If it has the section already, change it there: Airflow does not start with a second one. ",
         el("code", {}, "my_conn"),
-        " is a connection of Airflow:",
+        " is a connection of Airflow.",
       ),
       el("pre", { class: "example" }, example),
       el(

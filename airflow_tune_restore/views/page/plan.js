@@ -27,6 +27,8 @@ const plan = (() => {
     stale_after: "",
   };
 
+  const USUAL_STALE_AFTER = 1800; // of tune-restore, without the option
+
   const COLUMNS = [
     { key: "trial", label: "Trial", value: (row) => row.trial_id },
     { key: "status", label: "Status", value: (row) => row.status, cell: (row) => words.badge(row.status) },
@@ -54,7 +56,7 @@ const plan = (() => {
     const chosen = Object.fromEntries(
       FLAGS.map(([name]) => [name, name in state ? state[name] === "true" : DEFAULTS[name]]),
     );
-    return { ...chosen, stale_after: Number(state.stale_after) || "" };
+    return { ...chosen, stale_after: state.stale_after ? Number(state.stale_after) : "" };
   }
 
   /**
@@ -72,7 +74,7 @@ const plan = (() => {
       const turn = ++asked;
       const chosen = flags();
       act.replaceChildren(
-        ...[actions.restoreNow(about, chosen), source.report ? null : command(shell(about, chosen))].filter(
+        ...[actions.restoreNow(about, flags), source.report ? null : command(`tune-restore plan ${experiment.quoted(about.address)} ${options(chosen)}`.trim())].filter(
           Boolean,
         ),
       );
@@ -83,7 +85,7 @@ const plan = (() => {
         shown = body(
           await source.get(
             "experiment/plan",
-            { ...place, ...chosen, stale_after: chosen.stale_after || source.settings.stale_after },
+            { ...place, ...chosen, stale_after: staleAfter(chosen) },
             signal,
           ),
         );
@@ -150,14 +152,30 @@ const plan = (() => {
     );
   }
 
-  function shell(about, chosen) {
+  /** Return after how many seconds of silence the experiment counts as dead; 0 is a choice, too. */
+  function staleAfter(chosen) {
+    return chosen.stale_after === "" ? source.settings.stale_after : chosen.stale_after;
+  }
+
+  /**
+   * Return the options of `tune-restore` that mean the same as switches.
+   * @param {Object<string, *>} chosen
+   * @returns {string}
+   */
+  function options(chosen) {
     const given = [];
     for (const [name] of FLAGS) {
       if (chosen[name] && name !== "resume_unfinished") given.push(`--${name.replaceAll("_", "-")}`);
     }
     if (!chosen.resume_unfinished) given.push("--no-resume-unfinished");
-    if (chosen.stale_after) given.push(`--stale-after ${chosen.stale_after}`);
-    return ["tune-restore plan", experiment.quoted(about.address), ...given].join(" ");
+    const seconds = staleAfter(chosen);
+    if (seconds !== USUAL_STALE_AFTER) given.push(`--stale-after ${seconds}`);
+    return given.join(" ");
+  }
+
+  function fate(name, count) {
+    const stays = count === 1 ? "stays as it is" : "stay as they are";
+    return `${words.number(count)} ${name === "that stay as they are" ? stays : name}`;
   }
 
   function body(answer) {
@@ -191,7 +209,7 @@ const plan = (() => {
         el("strong", {}, `${words.number(answer.to_run)} of ${words.counted(answer.total, "trial")} to run`),
         Object.entries(answer.counts)
           .filter(([name, count]) => count && name !== "to run")
-          .map(([name, count]) => el("span", { class: "pill" }, `${words.number(count)} `, foreign(name))),
+          .map(([name, count]) => el("span", { class: "pill" }, foreign(fate(name, count)))),
         answer.samples_left
           ? el("span", { class: "pill" }, `${words.counted(answer.samples_left, "sample")} to draw`)
           : null,
@@ -223,5 +241,5 @@ const plan = (() => {
     ].filter(Boolean);
   }
 
-  return { draw, flags, DEFAULTS };
+  return { draw, flags, options, staleAfter, DEFAULTS };
 })();

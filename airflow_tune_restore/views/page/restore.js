@@ -133,16 +133,17 @@ const restore = (() => {
       el(
         "p",
         { class: "numbers" },
-        answer.is_over ? words.badge("finished") : words.badge("running"),
+        words.badge(answer.is_over ? "committed" : answer.note ? "left" : "running"),
         el(
           "span",
           {},
-          answer.is_over ? "This restore is over." : "Read again every 5 seconds while this page is seen.",
+          answer.is_over ? "This restore is over, and committed." : "Read again every 5 seconds while this page is seen.",
         ),
         STATES.filter((state) => counts[state]).map((state) =>
           el("span", { class: "pill" }, `${words.number(counts[state])} ${state}`),
         ),
       ),
+      notices.warnings([answer.note].filter(Boolean)) ?? "",
       facts([
         ["Read", words.ago(answer.at)],
         ["DAG run", run && actions.runLink(run.dag_id, run.run_id)],

@@ -57,7 +57,7 @@ const restores = (() => {
         "span",
         { class: "faint" },
         undo.why_not
-          ? ["Cannot be undone: ", foreign(undo.why_not)]
+          ? foreign(undo.why_not)
           : [
               "The newest commit, ",
               foreign(undo.restore_id),

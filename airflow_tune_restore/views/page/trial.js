@@ -64,7 +64,16 @@ const trial = (() => {
         ),
       curveButton(id),
       details.error_file &&
-        section("Error", el("pre", { class: "error", tabIndex: 0 }, foreign(details.error_file)), true),
+        section(
+          "Error",
+          el(
+            "div",
+            {},
+            el("p", {}, el("strong", {}, foreign(raised(details.error_file)))),
+            el("pre", { class: "error", tabIndex: 0 }, foreign(details.error_file)),
+          ),
+          true,
+        ),
       details.failures.length ? section("Failures on record", failures(details.failures), true) : null,
       section("Hyper-parameters", values(details.config), true),
       section("Last result", values(details.metrics), false),
@@ -78,6 +87,12 @@ const trial = (() => {
         false,
       ),
     ].filter(Boolean);
+  }
+
+  /** Return the last line of a traceback that names an exception; the last line if none does. */
+  function raised(text) {
+    const lines = text.split("\n").filter((line) => line.trim());
+    return lines.findLast((line) => /^[\w.]+(Error|Exception|Interrupt|Exit)\b/.test(line)) ?? lines.at(-1) ?? "";
   }
 
   function section(title, content, is_open) {

@@ -42,7 +42,8 @@ const words = (() => {
   ];
 
   /**
-   * Return a number as people read it: whole ones in full, others with five digits.
+   * Return a number as people read it: whole ones in full, others with six digits, as in the tables of
+   * `tune-restore`.
    * @param {*} value
    * @returns {string}
    */
@@ -51,7 +52,7 @@ const words = (() => {
     if (typeof value !== "number") return String(value);
     if (Number.isInteger(value) && Math.abs(value) < 1e15) return value.toLocaleString("en-US");
     const size = Math.abs(value);
-    return size >= 1e6 || size < 1e-4 ? value.toExponential(3) : String(Number(value.toPrecision(5)));
+    return size >= 1e6 || size < 1e-4 ? value.toExponential(5) : String(Number(value.toPrecision(6)));
   }
 
   /**

@@ -222,6 +222,7 @@ def test_the_last_failure_that_counts_and_the_quarantine_are_shown():
     night(store, "r2")
     found = show(store)
     assert set(found["quarantine"]) == {"bad"}
+    assert "error" in found["trials"]["order"]  # the first question of a person who is on call
     causes = dict(zip(found["trials"]["ids"], column(store, "cause"), strict=True))
     assert causes["bad"] == "trainable"
     assert causes["done"] == ""

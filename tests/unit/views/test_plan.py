@@ -12,6 +12,7 @@ from airflow_tune_restore.exceptions import (
     TuneRestoreError,
 )
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.lease_objects import HolderStatus
 from airflow_tune_restore.restore.prepare import preview_restore
 from airflow_tune_restore.storage.memory import MemoryStore
 from airflow_tune_restore.views import plan as views_plan
@@ -109,6 +110,30 @@ def test_an_experiment_without_a_readable_state_is_an_error_of_this_package(obje
     if not objects:
         with pytest.raises(StateUnreadableError, match="neither"):
             seen(store)
+
+
+def test_commands_of_a_plan_name_the_address_that_they_are_given():
+    store = store_with(DONE, BAD)
+    night(store, "r1")
+    night(store, "r2")
+    view = view_plan(
+        store,
+        PlanSwitches(resume_errored=True),
+        named=lambda text: text.replace(store.uri, "s3://c@b/e"),
+    )
+    said = [*view["warnings"], *(trial["reason"] for trial in view["trials"])]
+    commands = [text for text in said if "tune-restore release" in text]
+    assert commands
+    assert all("tune-restore release s3://c@b/e bad" in text for text in commands)
+
+
+def test_a_restore_whose_dag_run_has_ended_refuses_nothing():
+    store = store_with(DONE, BAD)
+    start_night(store, "r1")
+    dead = HolderStatus(has_ended=True, found="Its DAG run is failed")
+    switches = PlanSwitches(stale_after=0, resume_errored=True)
+    assert view_plan(store, switches)["refusals"]
+    assert view_plan(store, switches, ask_holder=lambda _status: dead)["refusals"] == []
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0, 1e300])

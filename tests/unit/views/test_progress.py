@@ -8,9 +8,9 @@ from itertools import product
 import pytest
 
 from airflow_tune_restore.exceptions import KeyNotFoundError, RecordUnreadableError
-from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import QUIET_SECONDS, AttemptRecords
-from airflow_tune_restore.protocol.lease_objects import DagRunId
+from airflow_tune_restore.protocol.lease_objects import DagRunId, HolderStatus
 from airflow_tune_restore.protocol.ray_job import IN_CLUSTER, submission_id
 from airflow_tune_restore.protocol.request import (
     ProgressTail,
@@ -188,6 +188,33 @@ def test_after_the_commit_it_is_over_and_nothing_runs(store):
     assert "without recording an outcome" in row["error"]
 
 
+def test_a_committed_restore_has_no_note_and_its_shared_driver_has_just_ended(store):
+    plan = start_night(store, "r1")
+    leave_attempt(store, plan, "a")
+    leave_attempt(store, plan, "b")
+    beat(store, Attempt("r1", SHARED, 1))
+    commit_restore(store, "r1")
+    view = seen(store)
+    assert view["note"] == ""
+    assert (view["whole"]["state"], view["whole"]["error"]) == ("ended", "")
+
+
+def test_a_restore_whose_holder_has_ended_says_that_it_was_not_committed(store):
+    plan = start_night(store, "r1")
+    leave_attempt(store, plan, "a")
+    assert seen(store)["note"] == ""  # its lease is alive
+    dead = HolderStatus(has_ended=True, found="Its DAG run is failed")
+    note = RestoreProgress(store, "r1").look(lambda _status: dead)["note"]
+    assert note.startswith("It was not committed. The next restore commits")
+    assert note.endswith("Its DAG run is failed.")
+
+
+def test_a_restore_whose_lease_is_released_says_that_it_was_not_committed(store):
+    start_night(store, "r1")
+    lease.release(store, lease.check_held(store, "r1"))
+    assert seen(store)["note"].startswith("It was not committed.")
+
+
 def test_the_dag_run_is_that_of_the_lease(store):
     dag_run = DagRunId(dag_id="nightly", run_id="r__1", started_at="2026-01-01T00:00:00+00:00")
     start_plan(prepare_night(store, "r1"), holder="x", dag_run=dag_run)
@@ -334,7 +361,8 @@ def test_the_leases_of_older_restores_cost_nothing(store):
     start_night(store, "r1")
     store.asked.clear()
     seen(store)
-    assert store.asked["get"] <= 2 + 2
+    # plan, commit record, claim and its heartbeat; and the claim again: who holds the lease now
+    assert store.asked["get"] <= 2 + 3
 
 
 def test_how_an_attempt_ended_is_read_once(make):
@@ -346,7 +374,7 @@ def test_how_an_attempt_ended_is_read_once(make):
     assert seen(store, reader)["counts"] == {"finished": 50}
     store.asked.clear()
     assert seen(store, reader)["counts"] == {"finished": 50}
-    assert store.asked["get"] <= 2
+    assert store.asked["get"] <= 4  # the commit record, and the lease
 
 
 def test_a_runner_that_was_taken_for_dead_may_leave_an_outcome_after_all(store):

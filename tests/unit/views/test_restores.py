@@ -8,7 +8,7 @@ import pytest
 
 from airflow_tune_restore.exceptions import KeyNotFoundError
 from airflow_tune_restore.protocol import layout, lease
-from airflow_tune_restore.protocol.lease_objects import DagRunId
+from airflow_tune_restore.protocol.lease_objects import DagRunId, HolderStatus
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.flags import ResumeFlags
@@ -122,9 +122,18 @@ def test_after_an_undo_the_restore_is_undone_and_keeps_its_time(store, clock):
     view = seen(store)
     (row,) = view["restores"]
     assert (row["state"], row["committed"]) == ("undone", committed.isoformat())
-    assert str(clock.now.year) in row["note"]
+    assert row["note"] == f"undone at {clock.now:%Y-%m-%d %H:%M:%S} UTC"
     assert view["undo"]["restore_id"] is None
     assert "Nothing was changed" not in view["undo"]["why_not"]
+
+
+def test_a_restore_whose_dag_run_has_ended_is_not_at_work(store):
+    start_night(store, "r1")
+    dead = HolderStatus(has_ended=True, found="Its DAG run is failed")
+    (row,) = view_restores(store, ask_holder=lambda _status: dead)["restores"]
+    assert row["state"] == "left"
+    assert row["note"].startswith("It was not committed.")
+    assert row["note"].endswith("Its DAG run is failed.")
 
 
 def test_a_restore_at_work_one_left_behind_and_one_that_never_had_a_plan(store, clock):
