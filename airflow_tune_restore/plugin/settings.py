@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.protocol.names import is_safe_name
-from airflow_tune_restore.protocol.printable import first_of, printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.version_compat import AirflowException, conf
 
 SECTION = "tune_restore"
@@ -57,7 +57,7 @@ def read_settings() -> Settings:
         recovery_dag_id=recovery_dag_id,
         cache_seconds=cache_seconds,
         stale_after=stale_after,
-        problem=first_of(problems),
+        problem=printable(" ".join(problems), NOTE_LENGTH),
     )
 
 

@@ -239,23 +239,24 @@ def test_a_restore_that_ended_without_a_commit_says_what_becomes_of_it(visit, an
 
 def test_restore_now_warns_of_a_dag_that_would_do_something_else(visit, answers):
     details = "GET /api/v2/dags/restore_experiments/details"
-    page = visit(EXPERIMENT)
-
-    def doubts() -> str:
-        page.locator('[data-action="restore-now"]').first.click()
-        found = page.locator("dialog .doubts .notice")
-        found.wait_for()
-        text = found.inner_text()
-        page.get_by_role("button", name="Cancel").click()
-        return text
-
     answers[details] = lambda _: {"is_paused": True, "params": {"resume_errored": {}}}
-    text = doubts()
+    page = visit(EXPERIMENT)
+    page.locator('[data-action="restore-now"]').first.click()
+    page.locator("dialog .doubts .notice").wait_for()
+    text = page.locator("dialog .doubts").inner_text()
     assert "is paused" in text
     assert 'has no Param "experiment"' in text
     assert "no Param for resume_unfinished, restart_errored, stale_after" in text
-    del answers[details]
-    assert "Airflow has no DAG restore_experiments" in doubts()
+    assert "Open the DAG" in text
+    page.get_by_role("button", name="Start the DAG run").wait_for()
+
+
+def test_restore_now_cannot_start_a_dag_that_is_not_there(visit, answers):
+    del answers["GET /api/v2/dags/restore_experiments/details"]
+    page = visit(EXPERIMENT)
+    page.locator('[data-action="restore-now"]').first.click()
+    page.locator("dialog", has_text="Airflow has no DAG restore_experiments").wait_for()
+    assert page.get_by_role("button", name="Start the DAG run").count() == 0
 
 
 def test_whoever_may_not_act_is_told_why(visit, answers):

@@ -66,8 +66,7 @@ const actions = (() => {
     const conf = { experiment: about.address, ...Object.fromEntries(CONF_FLAGS.map((name) => [name, flags[name]])) };
     conf.stale_after = plan.staleAfter(flags);
     const doubts = el("div", { class: "doubts" });
-    doubtsAbout(dag, conf).then((found) => doubts.replaceChildren(notices.warnings(found) ?? ""));
-    dialog.ask({
+    const asked = dialog.ask({
       title: "Restore this experiment now?",
       body: [
         el("p", {}, "This starts a run of the DAG ", foreign(dag), ", as you, with:"),
@@ -81,6 +80,11 @@ const actions = (() => {
         return el("p", {}, "Started: ", runLink(dag, run.dag_run_id));
       },
     });
+    doubtsAbout(dag, conf).then(({ found, is_missing }) => {
+      const toDag = is_missing ? "" : frame.link(`${source.settings.airflow}/dags/${encodeURIComponent(dag)}`, "Open the DAG");
+      if (found.length) doubts.replaceChildren(notices.warnings(found), toDag);
+      if (is_missing) asked.refuse();
+    });
   }
 
   function shown(name, value) {
@@ -92,22 +96,25 @@ const actions = (() => {
    * Return why a run of a DAG might not do what is asked for: the DAG is paused, has no such Param, or is not there.
    * @param {string} dag
    * @param {Object<string, *>} conf
-   * @returns {Promise<Array<string>>}
+   * @returns {Promise<{found: Array<string>, is_missing: boolean}>}
    */
   async function doubtsAbout(dag, conf) {
     let details;
     try {
       details = await source.airflow(`dags/${encodeURIComponent(dag)}/details`);
     } catch (error) {
-      return error.status === 404 ? [`Airflow has no DAG ${dag}. Set [tune_restore] recovery_dag_id to the DAG that restores.`] : [];
+      const is_missing = error.status === 404;
+      const why = `Airflow has no DAG ${dag}. Set [tune_restore] recovery_dag_id to the DAG that restores.`;
+      return { found: is_missing ? [why] : [], is_missing };
     }
     const missing = Object.keys(conf).filter((name) => !Object.hasOwn(details.params ?? {}, name));
     const others = missing.filter((name) => name !== "experiment");
-    return [
+    const found = [
       details.is_paused && `The DAG ${dag} is paused: the run waits until somebody unpauses it.`,
       missing.includes("experiment") && `The DAG ${dag} has no Param "experiment": its run may restore all experiments of its prefix.`,
       others.length && `The DAG ${dag} has no Param for ${others.join(", ")}: it may choose by itself.`,
     ].filter(Boolean);
+    return { found, is_missing: false };
   }
 
   function ignored(flags) {

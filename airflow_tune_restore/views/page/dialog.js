@@ -12,6 +12,7 @@ const dialog = (() => {
    * @param {boolean} [question.is_danger] Whether it deletes something.
    * @param {function(): Promise<*>} question.act Does it, and returns a sentence or nodes.
    * @param {function(): void} [question.done] Called when the dialog is closed after it was done.
+   * @returns {{refuse: function(): void}} `refuse` takes the button that does it away.
    */
   function ask({ title, body, yes, is_danger, act, done }) {
     const answer = el("div", { class: "answer", "aria-live": "polite" });
@@ -53,6 +54,7 @@ const dialog = (() => {
     document.body.append(box);
     box.showModal();
     no.focus();
+    return { refuse: () => go.remove() };
   }
 
   return { ask };
