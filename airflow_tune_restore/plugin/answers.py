@@ -65,8 +65,8 @@ async def answer(
         logger.warning("%s: no answer within %s s", address, seconds)
         return _failed(
             _STORE,
-            f"{address} could not be read within {seconds:.0f} s. Its store or the api-server is busy: try "
-            "again. If that does not help, check that the api-server can reach the store.",
+            f"{address} could not be read within {seconds:.0f} s. Its store or the api-server is busy: "
+            "try again. If that does not help, check that the api-server can reach the store.",
         )
 
 
