@@ -76,7 +76,7 @@ def number():
 
 @BOTH
 @settings(
-    max_examples=40 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 8,
+    max_examples=40 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 5,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

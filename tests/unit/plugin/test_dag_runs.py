@@ -11,6 +11,9 @@ from tests.support.airflow import page
 
 RUN = "manual__2026-01-01T00:00:00+00:00"
 AT = datetime(2026, 1, 1, tzinfo=UTC)
+NUMBER = 1_000_000
+"""Airflow itself counts from 1, in the same database."""
+
 TASKS = {"a.plan": "BuildRestorePlanOperator", "b.plan": "BuildRestorePlanOperator", "other": "X"}
 TRIAL_TASKS = ["RestoreTrialOperator", "RestoreTrialKubernetesOperator", "BashOperator"]
 
@@ -22,7 +25,7 @@ def insert_run(session):
 
     session.execute(
         DagRun.__table__.insert().values(
-            id=1, dag_id="team", run_id=RUN, run_type="manual", run_after=AT, state="success"
+            id=NUMBER, dag_id="team", run_id=RUN, run_type="manual", run_after=AT, state="success"
         )
     )
     mapped = {f"a.{operator}": operator for operator in TRIAL_TASKS}
@@ -48,7 +51,7 @@ def insert_xcom(session, task_id, key, value):
         Base.metadata.tables["xcom"]
         .insert()
         .values(
-            dag_run_id=1,
+            dag_run_id=NUMBER,
             task_id=task_id,
             map_index=-1,
             key=key,
@@ -67,7 +70,9 @@ def run(sweeps):
     from airflow.utils.session import create_session
 
     if "map_index" not in TaskInstance.__table__.columns:
-        pytest.skip("this Airflow (3.4) has several tables for tasks; tests/airflow/ has real runs")
+        pytest.skip(
+            "this Airflow (3.4) has several tables for tasks; tests/page/slow has a real run"
+        )
     page.make_tables()
     trials = [
         TrialXCom(experiment=str(sweeps / "exp"), restore_id="r1", trial_id=f"a{number}").to_xcom()
