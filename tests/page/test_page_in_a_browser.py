@@ -8,6 +8,7 @@ from tests.support.page import (
     BIDI,
     HOSTILE,
     MARKUP,
+    RUN_ID,
     canned,
     curves,
     experiment,
@@ -295,6 +296,27 @@ def test_a_live_restore_links_to_the_logs_of_its_tasks(visit):
     assert MARKUP in failed.inner_text()
     href = failed.get_by_role("link", name="Log").get_attribute("href")
     assert href.endswith("/tasks/run_trial/mapped/2")
+
+
+def test_logs_are_found_on_every_page_of_tasks_by_the_whole_id_of_the_trial(visit, answers):
+    """Airflow gives at most a hundred tasks at a time; the label of one may end like that of another."""
+    route = f"GET /api/v2/dags/nightly_recovery/dagRuns/{RUN_ID}/taskInstances"
+    labels = [f"resnet 9{at:05}_00002_00002" for at in range(120)]
+    labels[110] = "resnet 00002_00002"
+    tasks = [
+        {"task_id": "run_trial", "map_index": at, "rendered_map_index": label}
+        for at, label in enumerate(labels)
+    ]
+
+    def answer(query):
+        begin = int(query["offset"][0])
+        found = tasks[begin : begin + min(100, int(query["limit"][0]))]
+        return {"task_instances": found, "total_entries": len(tasks)}
+
+    answers[route] = answer
+    page = visit(LIVE)
+    link = page.locator('#progress [data-row="00002_00002"]').get_by_role("link", name="Log")
+    assert link.get_attribute("href").endswith("/tasks/run_trial/mapped/110")
 
 
 def test_a_restore_is_asked_for_until_it_is_over(visit, answers):
