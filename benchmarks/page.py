@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from airflow_tune_restore.views.seams import Seams  # noqa: E402
 from airflow_tune_restore.views.shown import ShownExperiments  # noqa: E402
 from airflow_tune_restore.views.trial import show_trial  # noqa: E402
 from benchmarks.plan_10000 import make_experiment  # noqa: E402
+from tests.support.experiments.many import put_all  # noqa: E402
 from tests.support.storage.servers import Server, s3_server  # noqa: E402
 
 PREFIX, LARGE, SMALL_TRIALS = "sweeps", "large", 10
@@ -46,25 +46,18 @@ PREFIX, LARGE, SMALL_TRIALS = "sweeps", "large", 10
 
 def fill(server: Server, trials: int, experiments: int) -> None:
     """Put the experiments there; all small ones are alike."""
-    from obstore.store import S3Store
-
-    client = S3Store(
-        server.bucket, endpoint=server.endpoint, client_options={"allow_http": True},
-        virtual_hosted_style_request=False,
-    )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         small, large = Path(scratch, "small"), Path(scratch, "large")
         make_experiment(small, SMALL_TRIALS, SMALL_TRIALS)
         make_experiment(large, trials, 50)
         names = {f"e{number:04d}": small for number in range(experiments - 1)} | {LARGE: large}
-        files = [
-            (f"{PREFIX}/{name}/{path.relative_to(directory)}", path)
+        bodies = {
+            f"{PREFIX}/{name}/{path.relative_to(directory)}": path.read_bytes()
             for name, directory in names.items()
             for path in directory.rglob("*")
             if path.is_file()
-        ]
-        with ThreadPoolExecutor(32) as threads:
-            list(threads.map(lambda item: client.put(item[0], item[1].read_bytes()), files))
+        }
+        put_all(server, bodies)
 
 
 def resident_mib() -> float:

@@ -12,7 +12,7 @@ NameOption = Callable[[str], str]
 
 STAYS = "that stay as they are"
 FATES = ("to run", "in quarantine", "to become TERMINATED", STAYS)
-"""What becomes of trials, in words that count many of them; those to run first."""
+"""The fates of trials, in words that count many of them; those to run first."""
 
 
 def fate_of(trial: TrialPlan) -> str:

@@ -22,7 +22,7 @@ from airflow_tune_restore.experiments.tuner_file import describe_doubt, read_tun
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
-from airflow_tune_restore.views.columns import number
+from airflow_tune_restore.views.showable import finite
 
 MAX_ENTRIES = 20_000
 """Experiments whose best values a process keeps; the first to go is the one asked for least lately."""
@@ -153,7 +153,7 @@ class _LastResults:
         self.found: list[tuple[float | int, str]] = []
 
     def add(self, trial: Trial, row: RawRow) -> None:
-        value = None if trial.unusable else number(read_metric(row, self._metric))
+        value = None if trial.unusable else finite(read_metric(row, self._metric))
         if value is not None:
             self.found.append((value, trial.trial_id))
 

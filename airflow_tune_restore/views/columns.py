@@ -201,18 +201,6 @@ def cell(value: Any) -> Cell:
     return value if value is None or kind is bool else text_of(value)
 
 
-def number(value: Any) -> float | int | None:
-    """Return a value of a metric; None if it is not a finite number."""
-    if type(value) not in (int, float):
-        return None
-    if type(value) is int and abs(value) <= MAX_COUNT:
-        return value
-    try:
-        return as_float if math.isfinite(as_float := float(value)) else None
-    except OverflowError:  # an integer in JSON may be larger than any float
-        return None
-
-
 def number_columns(values: Mapping[str, Any]) -> list[str]:
     """Return the flat names of the numbers in a result, NaN and infinities included."""
     return [

@@ -12,9 +12,9 @@ from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.in_flight import for_each
 from airflow_tune_restore.views.columns import MAX_NAMES, RAY_FIELDS
 from airflow_tune_restore.views.downsample import choose_points
-from airflow_tune_restore.views.experiment import as_iso
 from airflow_tune_restore.views.result_curve import Curve, Limits, Point, read_curve
 from airflow_tune_restore.views.seams import Seam, Seams
+from airflow_tune_restore.views.showable import as_iso
 from airflow_tune_restore.views.shown import ShownExperiment
 
 MAX_TRIALS, MAX_POINTS = 50, 500

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
@@ -25,6 +25,7 @@ from airflow_tune_restore.views.columns import (
     Cell,
     shown_name,
 )
+from airflow_tune_restore.views.showable import as_iso
 from airflow_tune_restore.views.shown import ShownExperiment
 
 MOST_COLUMN_CHARACTERS = 1_500_000
@@ -129,11 +130,6 @@ def show_column(store: ObjectStore, shown: ShownExperiment, name: str) -> dict[s
         "state_file": shown.state_file,
         "values": _column(shown, ledger, name),
     }
-
-
-def as_iso(at: datetime | None) -> str | None:
-    """Return a time as ISO 8601; None if it is unknown."""
-    return at.isoformat() if at is not None else None
 
 
 def read_ledger_of(store: ObjectStore, shown: ShownExperiment) -> tuple[Ledger, str]:

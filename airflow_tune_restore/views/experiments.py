@@ -10,7 +10,7 @@ from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.restore.quarantine import Quarantine, path_below
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.views.best_values import Best, BestValues
-from airflow_tune_restore.views.experiment import as_iso
+from airflow_tune_restore.views.showable import as_iso
 
 
 def list_experiments(

@@ -32,7 +32,7 @@ from airflow_tune_restore.views.holders import (
     find_holders,
     find_living,
 )
-from airflow_tune_restore.views.showable import at_second, showable
+from airflow_tune_restore.views.showable import as_iso, at_second, showable
 
 MAX_RESTORES = 100
 """Restores of one answer: the newest."""
@@ -189,8 +189,8 @@ def _describe(
         "restore_id": found.restore_id,
         "holder": held.lease.holder if held is not None else "?",
         "dag_run": dag_run_of(held.lease if held is not None else None),
-        "began": _iso(held.claimed_at if held is not None else None),
-        "committed": _iso(committed),
+        "began": as_iso(held.claimed_at if held is not None else None),
+        "committed": as_iso(committed),
         "state": state,
         "state_file": record.state_file if record is not None else "",
         "base": head.base.name if head is not None else "",
@@ -280,7 +280,3 @@ def _undo(
         "newest": newest,
         "why_not": why_not,
     }
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return moment.isoformat() if moment is not None else None

@@ -25,7 +25,8 @@ from airflow_tune_restore.protocol.numbers import read_iteration
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.result_rows import parse_row
 from airflow_tune_restore.storage.base import ObjectStore
-from airflow_tune_restore.views.columns import TIME_TOTAL, number, number_columns
+from airflow_tune_restore.views.columns import TIME_TOTAL, number_columns
+from airflow_tune_restore.views.showable import finite
 
 _KEPT_ROWS = 20_000
 """Of one trial: forty times the points that are shown. Every second one goes if there are more."""
@@ -155,10 +156,10 @@ class _Rows:
             iteration = self._points[-1].iteration + 1 if self._points else 1
         self._points.append(
             Point(
-                number(iteration) or 0,
-                number(row.get(TIME_TOTAL)),
-                number(row.get("timestamp")),
-                number(value),
+                finite(iteration) or 0,
+                finite(row.get(TIME_TOTAL)),
+                finite(row.get("timestamp")),
+                finite(value),
             )
         )
 

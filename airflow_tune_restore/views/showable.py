@@ -1,7 +1,6 @@
 """Values of this package and of storage -> what the page and the report may show."""
 
 import math
-import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,11 +25,21 @@ def showable(value: Any) -> Any:
     return strict_json(value)
 
 
-def finite(value: Any) -> float | None:
+def finite(value: Any) -> float | int | None:
     """Return a metric as a number that JSON has; None for any other value."""
-    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+    if type(value) not in (int, float):
         return None
-    return value if abs(value) <= MAX_COUNT else float(value)
+    if type(value) is int and abs(value) <= MAX_COUNT:
+        return value
+    try:
+        return as_float if math.isfinite(as_float := float(value)) else None
+    except OverflowError:  # an integer in JSON may be larger than any float
+        return None
+
+
+def as_iso(at: datetime | None) -> str | None:
+    """Return a time as ISO 8601; None if it is unknown."""
+    return at.isoformat() if at is not None else None
 
 
 def at_second(text: str) -> str:

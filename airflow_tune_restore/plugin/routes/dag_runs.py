@@ -26,10 +26,10 @@ Id = Annotated[str, Query(max_length=250)]
 """The id of a DAG, a run or a task, which Airflow keeps as short."""
 
 _UNMAPPED = "{MAP_INDEX}"
-"""What Airflow leaves in the address of the tab on a task that is not mapped."""
+"""Airflow leaves this in the address of the tab on a task that is not mapped."""
 
 _MOST = 2**31 - 1
-"""What Airflow's database can hold as a map index."""
+"""The largest map index that Airflow's database can hold."""
 
 MapIndex = Annotated[
     int,
