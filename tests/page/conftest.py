@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.browser import chromium
+from tests.support.page import canned, serve_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -48,3 +49,17 @@ def open_page(browser: "Browser") -> Iterator[Callable[..., "Page"]]:
     for context in contexts:
         context.close()
     assert problems == []
+
+
+@pytest.fixture
+def answers():
+    return canned()
+
+
+@pytest.fixture
+def visit(open_page, answers):
+    """Return a function that opens the page at a query."""
+    with serve_page(answers) as url:
+        yield lambda query="", **options: open_page(
+            url + query, only=url.rsplit("/", 2)[0], **options
+        )

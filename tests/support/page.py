@@ -21,6 +21,10 @@ TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": 
 MARKUP = "<img src=x onerror=alert(1)>"
 BIDI = "evil\u202egnp.exe"
 LINES = "two\nlines"
+EXPERIMENT = "?view=experiment&prefix=team+sweeps&path=2026-01/resnet"
+LIVE = "?view=restore&prefix=team+sweeps&path=2026-01/resnet&restore_id=r-20261201"
+"""Addresses of the page: one experiment, and one restore."""
+
 PARAMS = ("experiment", "resume_unfinished", "resume_errored", "restart_errored", "stale_after")
 """The Params of a recovery DAG that the page fills in."""
 
@@ -464,3 +468,11 @@ def serve_page(answers: Answers) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def query_of(page: Any) -> dict[str, str]:
+    """Return the query in the address of a page."""
+    return {
+        name: value[0]
+        for name, value in parse_qs(urlsplit(page.evaluate("location.href")).query).items()
+    }
