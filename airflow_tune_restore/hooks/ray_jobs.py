@@ -1,9 +1,10 @@
 """The connection type `ray_jobs`: a Ray cluster's dashboard, its token, and defaults for jobs there.
 
 It also finds the driver of an experiment: a live job whose command line or metadata contains the
-experiment's address, or its name as a whole word (of the job of a restore, only the address). So an
-experiment may count as running although it is not. If no job matches, or if the cluster is out of reach,
-that is reported and decides nothing.
+experiment's address, or its name as a whole word. Of the job of a restore, and of the job of a task of
+Airflow, which names its DAG and task, only the address counts. So an experiment may count as running
+although it is not. If no job matches, or if the cluster is out of reach, that is reported and decides
+nothing.
 """
 
 import json
@@ -22,7 +23,7 @@ from airflow_tune_restore.launch.ray.cluster import Cluster, parse_cluster_addre
 from airflow_tune_restore.launch.ray.jobs_api import RayJob, RayJobs
 from airflow_tune_restore.launch.ray.submission import DRIVER_MEMORY_BYTES, DriverResources
 from airflow_tune_restore.protocol.printable import counted, printable
-from airflow_tune_restore.protocol.ray_job import SUBMISSION_PREFIX
+from airflow_tune_restore.protocol.ray_job import SUBMISSION_PREFIX, TASK_PREFIX
 from airflow_tune_restore.storage.location import Location
 from airflow_tune_restore.version_compat import (
     ASKING,
@@ -210,8 +211,8 @@ def _names(job: RayJob, experiment: str) -> bool:
     location = Location.parse(experiment).at("")._replace(options="")
     name = location.name
     patterns = [rf"{re.escape(str(location))}(?![\w.-])"]
-    is_restore = (job.submission_id or "").startswith(SUBMISSION_PREFIX)
-    if len(name) >= _SHORTEST_NAME and not is_restore:
+    is_ours = (job.submission_id or "").startswith((SUBMISSION_PREFIX, TASK_PREFIX))
+    if len(name) >= _SHORTEST_NAME and not is_ours:
         patterns.append(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])")
     texts = [job.entrypoint, *(job.metadata or {}).values()]
     return any(re.search(pattern, text) for pattern in patterns for text in texts)

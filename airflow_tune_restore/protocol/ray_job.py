@@ -1,4 +1,4 @@
-"""The id of the Ray job that runs an attempt: any process can compute it. Standard library only."""
+"""Names of our Ray jobs, which any process can compute. Standard library only."""
 
 import hashlib
 import json
@@ -11,6 +11,9 @@ IN_CLUSTER = "auto"
 """The address of the cluster for a runner that is a job of that cluster."""
 
 SUBMISSION_PREFIX = "tune-restore-"
+
+TASK_PREFIX = "airflow-"
+"""Of the job that runs a task of Airflow for our executor."""
 
 _SAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _OF_MANY = {layout.WHOLE_EXPERIMENT: "all", layout.SHARED_DRIVER: "shared"}

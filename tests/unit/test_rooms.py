@@ -21,6 +21,7 @@ import pytest
         ("airflow_tune_restore.task_group", "ray pyarrow obstore"),
         ("airflow_tune_restore.plugin.app", "ray pyarrow obstore"),
         ("airflow_tune_restore.notifications.trigger_recovery", "ray pyarrow obstore"),
+        ("airflow_tune_restore.executors.ray_executor", "ray pyarrow obstore"),
         ("airflow_tune_restore.triggers.failed_experiment", "ray pyarrow obstore"),
     ],
 )

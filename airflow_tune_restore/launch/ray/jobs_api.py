@@ -1,4 +1,4 @@
-"""The Ray Jobs API over HTTP: submit, find, list and stop jobs, read logs, upload code. Needs no Ray.
+"""The Ray Jobs API over HTTP: submit, find, list, stop and delete jobs, read logs, upload code. Needs no Ray.
 
 Paths and fields are those of ray/dashboard/modules/job (2.60). `cluster_errors` has the errors.
 """
@@ -156,6 +156,10 @@ class AsyncRayJobs:
         """Stop a job: SIGTERM, then SIGKILL after its grace period. No error if it has ended."""
         await self._send("POST", f"{_job_path(submission_id)}/stop")
 
+    async def delete(self, submission_id: str) -> None:
+        """Remove a job that has ended from the list of jobs. No error if the cluster does not have it."""
+        await self._send("DELETE", _job_path(submission_id))
+
     async def read_log(self, submission_id: str, log: JobLog, seconds: float | None = None) -> None:
         """Read what a job has printed, until the log has enough.
 
@@ -239,6 +243,7 @@ class RayJobs:
     list_all = _blocking(AsyncRayJobs.list_all)
     submit = _blocking(AsyncRayJobs.submit)
     stop = _blocking(AsyncRayJobs.stop)
+    delete = _blocking(AsyncRayJobs.delete)
     has_package = _blocking(AsyncRayJobs.has_package)
     upload_package = _blocking(AsyncRayJobs.upload_package)
 

@@ -153,6 +153,12 @@ def test_the_job_of_a_restore_counts_for_its_experiment_and_no_other_of_that_nam
     assert not find_driver([job], "s3://b/two/sweep").is_running
 
 
+def test_a_task_of_airflow_with_the_name_of_an_experiment_is_not_its_driver():
+    names = {"dag_id": "mnist_sweep", "task_id": "scan"}
+    job = RayJob(submission_id="airflow-0b7c", status="RUNNING", metadata=names)
+    assert not find_driver([job], "s3://b/mnist_sweep").is_running
+
+
 def test_no_answer_decides_nothing_and_is_reported():
     status = find_driver("no route", EXPERIMENT)
     assert not status.is_running

@@ -30,7 +30,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_GET = do_POST = do_PUT = _answer
+    do_DELETE = do_GET = do_POST = do_PUT = _answer
 
     def log_message(self, *_):
         pass
@@ -287,3 +287,13 @@ def self_signed(directory) -> tuple[str, str]:
         )
     )
     return str(paths[0]), str(paths[1])
+
+
+def test_a_job_that_has_ended_is_deleted_and_one_that_is_gone_is_no_error(server, jobs):
+    answer(server, "DELETE", "/api/jobs/j1", 200, {"deleted": True})
+    jobs.delete("j1")
+    jobs.delete("gone")
+    assert [(method, path) for method, path, _ in server.asked] == [
+        ("DELETE", "/api/jobs/j1"),
+        ("DELETE", "/api/jobs/gone"),
+    ]

@@ -1,0 +1,1 @@
+"""`RayExecutor`: every task of Airflow as a job of a Ray cluster."""
