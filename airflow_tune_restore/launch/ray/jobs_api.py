@@ -1,6 +1,7 @@
 """The Ray Jobs API over HTTP: submit, find, list, stop and delete jobs, read logs, upload code.
 
-Needs no Ray. Paths and fields are those of ray/dashboard/modules/job (2.60). `cluster_errors` has the errors.
+Needs no Ray. Paths and fields are those of ray/dashboard/modules/job (2.60). The errors are those of
+`cluster_errors`.
 """
 
 import asyncio
