@@ -44,17 +44,17 @@ class Deferring(BaseOperator):
 with DAG("beside", schedule=None, params=PARAMS):
 
     @task(**ON_RAY, executor_config={**NEEDED, "runtime_env": {"env_vars": {"GREETING": "Hello"}}})
-    def on_ray(params: dict[str, str] = PARAMS) -> str:
+    def on_ray(params: dict[str, str] | None = None) -> str:
         add_line(params, "on_ray")
         return os.environ["GREETING"]
 
     @task
-    def local(greeting: str, params: dict[str, str] = PARAMS) -> str:
+    def local(greeting: str, params: dict[str, str] | None = None) -> str:
         add_line(params, "local")
         return greeting
 
     @task(**ON_RAY)
-    def fails(params: dict[str, str] = PARAMS) -> None:
+    def fails(params: dict[str, str] | None = None) -> None:
         add_line(params, "fails")
         raise ValueError("as the test wants it")
 
@@ -64,7 +64,7 @@ with DAG("beside", schedule=None, params=PARAMS):
 with DAG("waits", schedule=None, params=PARAMS):
 
     @task(**ON_RAY)
-    def waiting(params: dict[str, str] = PARAMS) -> None:
+    def waiting(params: dict[str, str] | None = None) -> None:
         add_line(params, "waiting")
         wait_for_test(params)
 
@@ -73,7 +73,7 @@ with DAG("waits", schedule=None, params=PARAMS):
 with DAG("needs_a_node", schedule=None, params=PARAMS):
 
     @task(**ON_RAY, executor_config={"resources": {"late": 1}})
-    def placed(params: dict[str, str] = PARAMS) -> None:
+    def placed(params: dict[str, str] | None = None) -> None:
         add_line(params, "placed")
 
     placed()
@@ -81,7 +81,7 @@ with DAG("needs_a_node", schedule=None, params=PARAMS):
 with DAG("wrong_key", schedule=None, params=PARAMS):
 
     @task(**ON_RAY, executor_config={"cpus": 1})
-    def wrong(params: dict[str, str] = PARAMS) -> None:
+    def wrong(params: dict[str, str] | None = None) -> None:
         add_line(params, "wrong")
 
     wrong()
@@ -89,7 +89,7 @@ with DAG("wrong_key", schedule=None, params=PARAMS):
 with DAG("mapped", schedule=None, params=PARAMS):
 
     @task(**ON_RAY, executor_config={"num_cpus": 0.25})
-    def square(number: int, params: dict[str, str] = PARAMS) -> int:
+    def square(number: int, params: dict[str, str] | None = None) -> int:
         begun = time.monotonic()
         time.sleep(1)
         add_line(params, "square", f"{begun} {time.monotonic()}")
@@ -103,7 +103,7 @@ with DAG("defers", schedule=None, params=PARAMS):
 with DAG("only_local", schedule=None, params=PARAMS):
 
     @task
-    def beside_the_cluster(params: dict[str, str] = PARAMS) -> None:
+    def beside_the_cluster(params: dict[str, str] | None = None) -> None:
         add_line(params, "beside_the_cluster")
 
     beside_the_cluster()
