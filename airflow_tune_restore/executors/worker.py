@@ -38,12 +38,12 @@ def main() -> None:
         found = error.errors(include_input=False, include_url=False)  # the input has the token
         problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)
         sys.exit(
-            f"The Airflow of this Ray job cannot read the workload of the scheduler ({problems}). Install "
-            "apache-airflow in the version of the scheduler."
+            f"The Airflow of this Ray job cannot read the workload of the scheduler ({problems}). "
+            "Install apache-airflow in the version of the scheduler."
         )
     _hide_token(type(workload))
     try:
-        execute_workload(workload)
+        execute_workload(workload)  # type: ignore[arg-type]  # of a callback, too, since 3.2
     except Exception as error:
         if not _is_no_answer(error):
             raise
