@@ -281,7 +281,7 @@ def knows_task_uuids() -> bool:
 
 
 def key_of_task(executor: Any, task: Any) -> Any:
-    """Return the key under which an executor and the scheduler know a task (`supports_task_instance_uuid`)."""
+    """Return the key under which an executor and the scheduler know a task."""
     return executor.get_task_key(task) if knows_task_uuids() else task.key
 
 
@@ -317,7 +317,8 @@ def runs_callbacks(executor: _C) -> _C:
     from airflow.executors.base_executor import BaseExecutor
 
     if hasattr(BaseExecutor, "supported_workload_types"):  # since 3.4
-        kinds = {workloads.WorkloadType.EXECUTE_TASK, workloads.WorkloadType.EXECUTE_CALLBACK}
+        known: Any = workloads
+        kinds = {known.WorkloadType.EXECUTE_TASK, known.WorkloadType.EXECUTE_CALLBACK}
         executor.supported_workload_types = frozenset(kinds)  # type: ignore[attr-defined]
     elif hasattr(BaseExecutor, "run_workload"):
         executor.supports_callbacks = True  # type: ignore[attr-defined]

@@ -12,8 +12,8 @@ asked for again.
 import asyncio
 import queue
 import threading
+import traceback
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -193,8 +193,11 @@ class JobFollower:
 
     def _drop(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._log.error("The thread that follows Ray jobs has a bug.", exc_info=task.exception())
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            shown = "".join(traceback.format_exception(error))
+            self._log.error("The thread that follows Ray jobs has a bug.
+%s", shown)
 
     async def _greet(self) -> None:
         try:
@@ -202,7 +205,9 @@ class JobFollower:
         except TuneRestoreError as error:
             self._warn(error)
         else:
-            self._log.info("Tasks run as jobs of %s, Ray %s.", self._jobs().cluster.address, version)
+            self._log.info(
+                "Tasks run as jobs of %s, Ray %s.", self._jobs().cluster.address, version
+            )
 
     async def _poll(self) -> None:
         while True:
@@ -330,15 +335,17 @@ class JobFollower:
         """
         self._warn(error)
         api = self._api
-        if api is None or not isinstance(error, InvalidInputError) or self._connect() == api.cluster:
+        if (
+            api is None
+            or not isinstance(error, InvalidInputError)
+            or self._connect() == api.cluster
+        ):
             return False
         self._api = None
         await api.close()
         return True
 
-    async def _find_all(
-        self, job_ids: list[str]
-    ) -> dict[str, RayJob | TuneRestoreError | None]:
+    async def _find_all(self, job_ids: list[str]) -> dict[str, RayJob | TuneRestoreError | None]:
         if len(job_ids) <= MOST_FINDS:
             found = await asyncio.gather(*map(self._find, job_ids))
             return dict(zip(job_ids, found, strict=True))
@@ -365,4 +372,6 @@ def _describe(job_id: str, job: RayJob) -> str:
     """Return why a job failed, with the last lines of its log, which Ray puts into its message."""
     lines = [line.strip() for line in (job.message or "").splitlines() if line.strip()]
     shown = " | ".join(printable(line, LINE_LENGTH) for line in lines[-_LAST_LINES:])
-    return f"Ray job {job_id} ended as {printable(job.status, 40)}: {shown or 'Ray gives no reason'}"
+    return (
+        f"Ray job {job_id} ended as {printable(job.status, 40)}: {shown or 'Ray gives no reason'}"
+    )

@@ -5,7 +5,7 @@ from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.jobs_api import RayJobs
 
 SHOWN_LENGTH = 8 * 1024**2
-"""Characters of a log that are shown while its job runs. Airflow asks for all of them every few seconds."""
+"""Characters of a log that are shown while its job runs. Airflow asks for all every few seconds."""
 
 SHOW_SECONDS = 10.0
 """Deadline of the cluster, for a person who waits for the page."""

@@ -72,7 +72,9 @@ class RayExecutor(BaseExecutor):
         super().__init__(*args, **kwargs)  # also in api-servers, for logs: nothing is opened here
         self._keys: dict[str, Any] = {}  # of the workloads, by the id of their job
         self._job_ids: dict[Any, str] = {}  # the newest job of each workload, by its key
-        self._waiting: dict[str, str] = {}  # tasks whose job does not run yet: job id to executor id
+        self._waiting: dict[
+            str, str
+        ] = {}  # tasks whose job does not run yet: job id to executor id
         self._uncommitted: dict[Any, tuple[str, Submission]] = {}
         self._looked = 0.0
 
@@ -98,7 +100,7 @@ class RayExecutor(BaseExecutor):
         try:
             _ = self._follower
         except InvalidInputError as error:
-            self.log.error("Tasks on Ray will fail: %s", error)
+            self.log.error("Tasks on Ray will fail: %s", error)  # noqa: TRY400  a user's mistake
 
     # From the scheduler to Ray
 
@@ -227,13 +229,17 @@ class RayExecutor(BaseExecutor):
         submitted. All others are followed, also while the cluster is out of reach, so that nothing runs
         twice.
         """
-        jobs = {f"{TASK_PREFIX}{ti.external_executor_id}": ti for ti in tis if ti.external_executor_id}
+        jobs = {
+            f"{TASK_PREFIX}{ti.external_executor_id}": ti for ti in tis if ti.external_executor_id
+        }
         if not jobs:
             return tis
         try:
             found = self._follower.find(jobs, ADOPT_SECONDS)
         except (TuneRestoreError, TimeoutError) as error:
-            self.log.warning("The Ray cluster cannot be asked now, so all jobs are adopted: %s", error)
+            self.log.warning(
+                "The Ray cluster cannot be asked now, so all jobs are adopted: %s", error
+            )
             found = None
         adopted = []
         for job_id, ti in jobs.items():
