@@ -40,6 +40,9 @@ CLOSE_SECONDS = 2.0
 """How long the end of the scheduler waits for requests to be given up."""
 
 LINE_LENGTH = 300
+
+_FAULT = "A fault of airflow_tune_restore, which goes on to follow Ray jobs. Please report it.\n"
+
 _LAST_LINES = 5
 """Of the message of a job that failed: Ray puts the end of its log there."""
 
@@ -196,8 +199,7 @@ class JobFollower:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             shown = "".join(traceback.format_exception(error))
-            self._log.error("The thread that follows Ray jobs has a bug.
-%s", shown)
+            self._log.error("%s%s", _FAULT, shown)
 
     async def _greet(self) -> None:
         try:
@@ -212,15 +214,20 @@ class JobFollower:
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(self._poll_seconds)
-            found = await self._find_all(list(self._followed))
-            troubles = [job for job in found.values() if isinstance(job, TuneRestoreError)]
-            if troubles:
-                await self._meet(troubles[0])
-            elif found:
-                self._trouble = ""
-            for job_id, job in found.items():
-                if not isinstance(job, TuneRestoreError) and job_id in self._followed:
-                    self._record(job_id, job)
+            await asyncio.wait(
+                {self._keep(self._look())}
+            )  # its error is logged, and does not end this
+
+    async def _look(self) -> None:
+        found = await self._find_all(list(self._followed))
+        troubles = [job for job in found.values() if isinstance(job, TuneRestoreError)]
+        if troubles:
+            await self._meet(troubles[0])
+        elif found:
+            self._trouble = ""
+        for job_id, job in found.items():
+            if not isinstance(job, TuneRestoreError) and job_id in self._followed:
+                self._record(job_id, job)
 
     def _record(self, job_id: str, job: RayJob | None) -> None:
         known = self._followed[job_id]

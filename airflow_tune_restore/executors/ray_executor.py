@@ -72,9 +72,7 @@ class RayExecutor(BaseExecutor):
         super().__init__(*args, **kwargs)  # also in api-servers, for logs: nothing is opened here
         self._keys: dict[str, Any] = {}  # of the workloads, by the id of their job
         self._job_ids: dict[Any, str] = {}  # the newest job of each workload, by its key
-        self._waiting: dict[
-            str, str
-        ] = {}  # tasks whose job does not run yet: job id to executor id
+        self._waiting: dict[str, str] = {}  # executor ids of tasks, by the id of a job that waits
         self._uncommitted: dict[Any, tuple[str, Submission]] = {}
         self._looked = 0.0
 
