@@ -59,15 +59,22 @@ __all__ = [
     "RetryPolicy",
     "TaskDeferralTimeout",
     "XComNotFound",
+    "commits_executor_ids",
     "conf",
     "decide_retry",
+    "execution_api_url",
     "fails_for_good",
+    "forget_queued",
     "in_thread",
     "keep_default_policy",
+    "key_of_task",
+    "knows_task_uuids",
     "policy_arguments",
     "read_request",
     "request_dag_run",
     "response_arguments",
+    "runs_callbacks",
+    "take_queued",
 ]
 
 # Retry policies, since 3.3
@@ -220,6 +227,7 @@ else:
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_C = TypeVar("_C", bound=type)
 
 _ANSWERS_THREADS = hasattr(comms.CommsDecoder, "_thread_lock")
 ASKING: AbstractContextManager[Any] = nullcontext() if _ANSWERS_THREADS else threading.RLock()
@@ -236,6 +244,85 @@ async def in_thread(function: Callable[_P, _R], /, *arguments: _P.args, **option
     """
     running = sync_to_async(function, thread_sensitive=False)
     return await asyncio.shield(running(*arguments, **options))
+
+
+# Executors
+
+
+def execution_api_url(conf_of_executor: Any) -> str:
+    """Return the address at which workers reach the execution API.
+
+    As `airflow.executors.base_executor.get_execution_api_server_url` since 3.3; before, each executor
+    reads the configuration by itself.
+    """
+    from airflow.executors import base_executor
+
+    if hasattr(base_executor, "get_execution_api_server_url"):
+        return str(base_executor.get_execution_api_server_url(conf_of_executor))
+    base = conf_of_executor.get("api", "base_url", fallback="/") or "/"
+    if base.startswith("/"):
+        base = f"http://localhost:8080{base}"
+    default = f"{base.rstrip('/')}/execution/"
+    return str(conf_of_executor.get("core", "execution_api_server_url", fallback=default))
+
+
+def commits_executor_ids() -> bool:
+    """Whether the scheduler makes the `external_executor_id` of a task and commits it with QUEUED."""
+    from airflow.executors.base_executor import BaseExecutor
+
+    return hasattr(BaseExecutor, "pre_assigns_external_executor_id")  # since 3.2
+
+
+def knows_task_uuids() -> bool:
+    """Whether executors may name a task by its id, in place of its DAG, run and try: since 3.4."""
+    from airflow.executors.base_executor import BaseExecutor
+
+    return hasattr(BaseExecutor, "get_task_key")
+
+
+def key_of_task(executor: Any, task: Any) -> Any:
+    """Return the key under which an executor and the scheduler know a task."""
+    return executor.get_task_key(task) if knows_task_uuids() else task.key
+
+
+def take_queued(executor: Any, workload: Any) -> Any:
+    """Take a workload out of an executor's queue, and return its key."""
+    if hasattr(executor, "executor_queues"):  # since 3.4
+        key = executor.get_workload_key(workload)
+        del executor.executor_queues[workload.type][key]
+    elif hasattr(workload, "ti"):
+        key = workload.ti.key
+        del executor.queued_tasks[key]
+    else:
+        key = workload.key
+        del executor.queued_callbacks[key]
+    return key
+
+
+def forget_queued(executor: Any, key: Any) -> None:
+    """Take a task out of an executor's queue, if it is there."""
+    if hasattr(executor, "executor_queues"):
+        for queued in executor.executor_queues.values():
+            queued.pop(key, None)
+    else:
+        executor.queued_tasks.pop(key, None)
+
+
+def runs_callbacks(executor: _C) -> _C:
+    """Let an executor also run callbacks of deadlines, which Airflow sends to executors since 3.2.
+
+    Workers that are started with a file run them since 3.3 (`BaseExecutor.run_workload`).
+    """
+    from airflow.executors import workloads
+    from airflow.executors.base_executor import BaseExecutor
+
+    if hasattr(BaseExecutor, "supported_workload_types"):  # since 3.4
+        known: Any = workloads
+        kinds = {known.WorkloadType.EXECUTE_TASK, known.WorkloadType.EXECUTE_CALLBACK}
+        executor.supported_workload_types = frozenset(kinds)  # type: ignore[attr-defined]
+    elif hasattr(BaseExecutor, "run_workload"):
+        executor.supports_callbacks = True  # type: ignore[attr-defined]
+    return executor
 
 
 # DAG runs

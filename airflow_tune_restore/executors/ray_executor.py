@@ -1,1 +1,296 @@
-"""`RayExecutor`: every task of Airflow as a job of a Ray cluster."""
+"""`RayExecutor`: every task of Airflow as a job of a Ray cluster.
+
+    [core]
+    executor = LocalExecutor,airflow_tune_restore.executors.ray_executor.RayExecutor
+    [ray_executor]
+    ray_conn_id = ray_jobs_default
+
+A task goes to the cluster by `executor="RayExecutor"`, and states its needs by `executor_config`
+(`executor_config.KEYS`). docs/ray-executor.md has the rest.
+
+The scheduler needs no Ray, and it may die: a job is named by the id that the scheduler commits together
+with the state QUEUED, so the next scheduler finds all jobs of the last one.
+"""
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.executors.base_executor import BaseExecutor
+from airflow.utils.state import TaskInstanceState
+
+from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
+from airflow_tune_restore.executors.executor_config import parse_executor_config
+from airflow_tune_restore.executors.job_follower import JobFollower, Submission
+from airflow_tune_restore.executors.job_output import read_output
+from airflow_tune_restore.executors.settings import ExecutorSettings, read_settings
+from airflow_tune_restore.executors.workload_package import (
+    ENTRYPOINT,
+    build_package,
+    build_revoked_package,
+    package_name,
+    package_uri,
+)
+from airflow_tune_restore.protocol.printable import counted
+from airflow_tune_restore.protocol.ray_job import TASK_PREFIX
+from airflow_tune_restore.version_compat import (
+    commits_executor_ids,
+    conf,
+    execution_api_url,
+    forget_queued,
+    key_of_task,
+    knows_task_uuids,
+    runs_callbacks,
+    take_queued,
+)
+
+if TYPE_CHECKING:
+    from airflow.models.taskinstance import TaskInstance
+
+ADOPT_SECONDS = 10.0
+"""How long a new scheduler waits for the cluster's answer about the jobs of a dead one."""
+
+UNWANTED_SECONDS = 10.0
+"""Time between two looks for jobs that wait for resources although their task was failed or cleared."""
+
+_METADATA = ("dag_id", "run_id", "task_id", "map_index", "try_number")
+
+
+@runs_callbacks
+class RayExecutor(BaseExecutor):
+    """Runs each workload as a Ray job. No method but `try_adopt_task_instances` waits for the cluster."""
+
+    is_local = False
+    is_production = True
+    supports_multi_team = True
+    supports_task_instance_uuid: ClassVar[bool] = knows_task_uuids()
+    pre_assigns_external_executor_id: ClassVar[bool] = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # also in api-servers, for logs: nothing is opened here
+        self._keys: dict[str, Any] = {}  # of the workloads, by the id of their job
+        self._job_ids: dict[Any, str] = {}  # the newest job of each workload, by its key
+        self._waiting: dict[str, str] = {}  # executor ids of tasks, by the id of a job that waits
+        self._uncommitted: dict[Any, tuple[str, Submission]] = {}
+        self._looked = 0.0
+
+    @cached_property
+    def _settings(self) -> ExecutorSettings:
+        return read_settings(self.conf)
+
+    @cached_property
+    def _follower(self) -> JobFollower:
+        settings = self._settings
+        follower = JobFollower(
+            settings.cluster,
+            poll_seconds=settings.poll_interval,
+            delete_jobs=settings.delete_jobs,
+            revoked_package=lambda job_id: (package_name(job_id), build_revoked_package(job_id)),
+            log=self.log,
+        )
+        follower.start()
+        return follower
+
+    def start(self) -> None:
+        """Read the configuration and begin to follow jobs. A cluster out of reach is no error."""
+        try:
+            _ = self._follower
+        except InvalidInputError as error:
+            self.log.error("Tasks on Ray will fail: %s", error)  # noqa: TRY400  a user's mistake
+
+    # From the scheduler to Ray
+
+    def _process_workloads(self, workload_items: Sequence[Any]) -> None:
+        for workload in workload_items:
+            key = take_queued(self, workload)
+            self.running.add(key)
+            try:
+                self._submit(key, workload)
+            except InvalidInputError as error:
+                self._report(key, str(error))
+
+    def _submit(self, key: Any, workload: Any) -> None:
+        executor_id, metadata, given = _describe(workload)
+        job_id = f"{TASK_PREFIX}{executor_id}"
+        fields = parse_executor_config(given, self._settings)
+        submission = Submission(
+            body={
+                "entrypoint": ENTRYPOINT,
+                "submission_id": job_id,
+                "metadata": metadata,
+                **fields,
+                "runtime_env": self._runtime_env(job_id, fields["runtime_env"]),
+            },
+            package=package_name(job_id),
+            content=build_package(job_id, workload.model_dump_json()),
+        )
+        self._take(key, job_id)
+        if "task_id" in metadata:
+            self._waiting[job_id] = executor_id
+        if "task_id" not in metadata or commits_executor_ids():
+            self._follower.submit(job_id, submission)
+            return
+        self.change_state(key, TaskInstanceState.QUEUED, executor_id, remove_running=False)
+        self._uncommitted[key] = job_id, submission
+
+    def _submit_committed(self) -> None:
+        """Submit the jobs whose id the scheduler has committed: it takes the events after `sync()`."""
+        for key in [key for key in self._uncommitted if key not in self.event_buffer]:
+            self._follower.submit(*self._uncommitted.pop(key))
+
+    def _runtime_env(self, job_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        variables = {
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": execution_api_url(self.conf),
+            # a worker refuses a DAG in which a task names an executor that is not configured
+            "AIRFLOW__CORE__EXECUTOR": conf.get("core", "executor"),
+            "AIRFLOW_IS_EXECUTOR_CONTAINER": "true",
+        }
+        return {
+            **given,
+            "py_modules": [*given.get("py_modules", ()), package_uri(job_id)],
+            "env_vars": {**variables, **given.get("env_vars", {})},
+        }
+
+    # From Ray to the scheduler
+
+    def sync(self) -> None:
+        """Report what became of the jobs, submit those that may be, and drop those nobody waits for."""
+        if "_follower" not in self.__dict__:
+            return  # there was nothing to submit, or no usable configuration
+        for change in self._follower.changes():
+            self._waiting.pop(change.job_id, None)
+            key = self._keys.get(change.job_id)
+            if key is None:
+                continue  # it was revoked
+            if change.is_over:
+                self._let_go(change.job_id)
+                if key not in self._job_ids:  # else it has a newer job: it was deferred and goes on
+                    self._report(key, change.problem)
+        self._submit_committed()
+        self._revoke_unwanted()
+
+    def _report(self, key: Any, problem: str) -> None:
+        if problem:
+            self.log.error("%s: %s", key, problem)
+            self.fail(key, problem)
+        else:
+            self.success(key)
+
+    def _take(self, key: Any, job_id: str) -> None:
+        self.running.add(key)
+        self._keys[job_id] = key
+        self._job_ids[key] = job_id
+
+    def _let_go(self, job_id: str) -> None:
+        key = self._keys.pop(job_id)
+        self._waiting.pop(job_id, None)
+        if self._job_ids.get(key) == job_id:
+            del self._job_ids[key]
+
+    def _revoke_unwanted(self) -> None:
+        """Revoke jobs that wait for resources although their task was failed or cleared by hand.
+
+        The supervisor of a task that runs notices that itself, by its heartbeat. A job that waits would
+        hold a slot here, and let Ray's autoscaler start nodes for nothing.
+        """
+        if not self._waiting or time.monotonic() - self._looked < UNWANTED_SECONDS:
+            return
+        self._looked = time.monotonic()
+        wanted = _find_wanted(list(self._waiting.values()))
+        for job_id, executor_id in list(self._waiting.items()):
+            if executor_id not in wanted:
+                self.log.info("Ray job %s is revoked: its task no longer waits for it.", job_id)
+                self._revoke(job_id)
+
+    def _revoke(self, job_id: str) -> None:
+        key = self._keys[job_id]
+        self._let_go(job_id)
+        self._follower.revoke(job_id)
+        if key not in self._job_ids:
+            self.running.discard(key)
+
+    def revoke_task(self, *, ti: "TaskInstance") -> None:
+        """Stop the job of a task. The scheduler calls this after `[scheduler] task_queued_timeout`."""
+        key = key_of_task(self, ti)
+        forget_queued(self, key)
+        self._uncommitted.pop(key, None)
+        self.running.discard(key)
+        if key in self._job_ids:
+            self._revoke(self._job_ids[key])
+
+    def try_adopt_task_instances(self, tis: "Sequence[TaskInstance]") -> "Sequence[TaskInstance]":
+        """Follow the jobs of a scheduler that has died, and return the tasks that start anew.
+
+        Only a task that is queued, and whose job the cluster does not have, starts anew: it was never
+        submitted. All others are followed, also while the cluster is out of reach, so that nothing runs
+        twice.
+        """
+        jobs = {
+            f"{TASK_PREFIX}{ti.external_executor_id}": ti for ti in tis if ti.external_executor_id
+        }
+        if not jobs:
+            return tis
+        try:
+            found = self._follower.find(jobs, ADOPT_SECONDS)
+        except (TuneRestoreError, TimeoutError) as error:
+            self.log.warning(
+                "The Ray cluster cannot be asked now, so all jobs are adopted: %s", error
+            )
+            found = None
+        adopted = []
+        for job_id, ti in jobs.items():
+            if found is not None and found[job_id] is None and ti.state == TaskInstanceState.QUEUED:
+                continue
+            self._take(key_of_task(self, ti), job_id)
+            if ti.state == TaskInstanceState.QUEUED:
+                self._waiting[job_id] = str(ti.external_executor_id)
+            self._follower.follow(job_id)
+            adopted.append(ti)
+        self.log.info("Adopted %s: %s", counted(len(adopted), "Ray job"), ", ".join(sorted(jobs)))
+        return [ti for ti in tis if ti not in adopted]
+
+    def get_task_log(self, ti: "TaskInstance", try_number: int) -> tuple[list[str], list[str]]:
+        """Return the output of a running task's job. The api-server calls this."""
+        if not ti.external_executor_id or ti.try_number != try_number:
+            return [], []
+        try:
+            cluster = self._settings.cluster()
+        except InvalidInputError as error:
+            return [str(error)], []
+        return read_output(cluster, f"{TASK_PREFIX}{ti.external_executor_id}")
+
+    def end(self) -> None:
+        """End following. The jobs go on, and the next scheduler adopts them."""
+        self.terminate()
+
+    def terminate(self) -> None:
+        """End following at a SIGTERM. The jobs go on, and the next scheduler adopts them."""
+        if "_follower" in self.__dict__:
+            jobs = counted(len(self._keys), "Ray job")
+            self.log.info("%s left to the next scheduler.", jobs)
+            self._follower.close()
+
+
+def _describe(workload: Any) -> tuple[str, dict[str, str], Mapping[str, Any] | None]:
+    """Return the id of a workload's job, its metadata, and the `executor_config` of the task."""
+    if hasattr(workload, "ti"):
+        task = workload.ti
+        committed = getattr(task, "external_executor_id", None)
+        metadata = {name: str(getattr(task, name)) for name in _METADATA}
+        return str(committed or uuid.uuid4()), metadata, task.executor_config
+    return str(workload.callback.id), {"callback": str(workload.display_name)}, None
+
+
+def _find_wanted(executor_ids: Sequence[str]) -> set[str]:
+    """Return the ids of tasks that still wait or run."""
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    column = TaskInstance.external_executor_id
+    states = [TaskInstanceState.QUEUED, TaskInstanceState.RUNNING]
+    query = select(column).where(column.in_(executor_ids), TaskInstance.state.in_(states))
+    with create_session() as session:
+        return {str(found) for found in session.scalars(query)}

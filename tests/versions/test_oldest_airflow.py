@@ -13,7 +13,10 @@ from tests.matrix.environments import OLDEST_AIRFLOW, UV, airflow_python, run_te
 KEYS = "tests/servers/test_store_opening.py::test_a_filesystem_keeps_the_session_that_it_was_given"
 DAGS = "tests/airflow/test_example_dags.py::test_all_are_parsed_without_an_error_or_a_warning"
 README = "tests/unit/test_readme.py::test_its_first_python_is_a_dag_file"
-ROOMS = [f"tests/unit/{room}" for room in "operators sensors triggers hooks notifications".split()]
+ROOMS = [
+    f"tests/unit/{room}"
+    for room in "operators sensors triggers hooks notifications executors".split()
+]
 PLUGIN = [f"tests/unit/plugin/test_{what}.py" for what in "plugin dag_runs settings".split()]
 COMMANDS = ["info", "plugins", "providers list"]
 

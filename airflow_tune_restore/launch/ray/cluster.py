@@ -31,7 +31,8 @@ class Cluster:
         if not (token.isascii() and token.isprintable()):
             raise InvalidInputError(
                 f"The token for {self.address} cannot be sent: it is not one line of printable ASCII. "
-                "Correct RAY_AUTH_TOKEN, or the password of the Airflow connection."
+                "Correct RAY_AUTH_TOKEN, the password of the Airflow connection, or token in "
+                "[ray_executor]."
             )
         object.__setattr__(self, "token", token or None)
 

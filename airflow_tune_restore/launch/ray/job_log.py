@@ -4,6 +4,7 @@ import codecs
 import json
 import re
 from collections import deque
+from typing import Protocol
 
 from airflow_tune_restore.launch.log_lines import LONGEST_LINE, NewestLines
 from airflow_tune_restore.protocol.printable import shortened
@@ -22,6 +23,17 @@ _OPENING = re.compile(r'\s*\{\s*"logs"\s*:\s*(?P<text>"|null)')
 _TEXT = re.compile(r'(?:[^"\\]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+')
 _LONGEST_OPENING = 64
 _ESCAPE_LENGTH = 6
+
+
+class LogTaker(Protocol):
+    """Takes a log in pieces, until it has enough."""
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether no more is read."""
+
+    def take(self, text: str) -> None:
+        """Add the next part of the log."""
 
 
 class LogText:

@@ -29,7 +29,7 @@ from airflow_tune_restore.launch.ray.cluster_errors import (
     translate_transport_error,
 )
 from airflow_tune_restore.launch.ray.http_answer import Answer, BrokenAnswerError, ask
-from airflow_tune_restore.launch.ray.job_log import JobLog, LogText
+from airflow_tune_restore.launch.ray.job_log import LogTaker, LogText
 from airflow_tune_restore.protocol.printable import printable
 
 REQUEST_SECONDS = 30.0
@@ -161,7 +161,9 @@ class AsyncRayJobs:
         """Remove a job that has ended from the list of jobs. No error if the cluster does not have it."""
         await self._send("DELETE", _job_path(submission_id))
 
-    async def read_log(self, submission_id: str, log: JobLog, seconds: float | None = None) -> None:
+    async def read_log(
+        self, submission_id: str, log: LogTaker, seconds: float | None = None
+    ) -> None:
         """Read what a job has printed, until the log has enough.
 
         Nothing is read if its node is gone, or if the cluster does not have the job.
@@ -248,9 +250,11 @@ class RayJobs:
     has_package = _blocking(AsyncRayJobs.has_package)
     upload_package = _blocking(AsyncRayJobs.upload_package)
 
-    def read_log(self, submission_id: str, log: JobLog) -> None:
-        """Read what a job has printed, within `LOG_SECONDS`."""
-        self._run(lambda jobs: jobs.read_log(submission_id, log, LOG_SECONDS))
+    def read_log(
+        self, submission_id: str, log: LogTaker, seconds: float | None = LOG_SECONDS
+    ) -> None:
+        """As `AsyncRayJobs.read_log`, with a later deadline."""
+        self._run(lambda jobs: jobs.read_log(submission_id, log, seconds))
 
     def _run(self, request: Callable[[AsyncRayJobs], Coroutine[Any, Any, _T]]) -> _T:
         """Run one request in a thread of its own.

@@ -122,7 +122,7 @@ def deliver(jobs: "RayJobs", runtime_env: Mapping[str, Any]) -> dict[str, Any]:
         RayClusterError: If the cluster is out of reach.
     """
     given = {name: value for name, value in runtime_env.items() if value is not None}
-    _check_types(given)
+    check_types(given)
     excludes = given.pop("excludes", ())
 
     def uri(path: str, *, is_module: bool) -> str:
@@ -140,7 +140,7 @@ def deliver(jobs: "RayJobs", runtime_env: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _check_types(runtime_env: Mapping[str, Any]) -> None:
+def check_types(runtime_env: Mapping[str, Any]) -> None:
     """Raise InvalidInputError for a part that the cluster would refuse, before anything is uploaded."""
 
     def refuse(name: str, expected: str) -> NoReturn:

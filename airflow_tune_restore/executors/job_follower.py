@@ -1,0 +1,384 @@
+"""Submits the jobs of an executor, follows and stops them, in a thread of its own.
+
+Airflow's scheduler calls its executors in its loop, and counts as dead if one of them takes too long. So
+nothing here waits for the cluster but one thread with an event loop. The scheduler hands jobs over and
+takes their changes.
+
+An outage loses nothing: a job is submitted again and again, under the same id, until it is revoked
+(Airflow does so after `[scheduler] task_queued_timeout`), and a job that cannot be found for a while is
+asked for again.
+"""
+
+import asyncio
+import queue
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
+from airflow_tune_restore.launch.ray.jobs_api import ABSENT_LISTS, AsyncRayJobs, JobState, RayJob
+from airflow_tune_restore.protocol.printable import printable
+
+if TYPE_CHECKING:
+    from airflow_tune_restore.launch.log_lines import Log
+    from airflow_tune_restore.launch.ray.cluster import Cluster
+
+_T = TypeVar("_T")
+
+MOST_FINDS = 16
+"""More jobs than this are looked up with one list of all jobs, which others may have made long."""
+
+REQUESTS_AT_ONCE = 8
+
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 30.0
+"""Between two tries during an outage. The pause doubles up to the longest one."""
+
+CLOSE_SECONDS = 2.0
+"""How long the end of the scheduler waits for requests to be given up."""
+
+LINE_LENGTH = 300
+
+_FAULT = "A fault of airflow_tune_restore, which goes on to follow Ray jobs. Please report it.\n"
+
+_LAST_LINES = 5
+"""Of the message of a job that failed: Ray puts the end of its log there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A job to submit.
+
+    Args:
+        body: Of the request.
+        package: The name of the package that carries its workload.
+        content: Of that package.
+    """
+
+    body: Mapping[str, Any]
+    package: str
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A job runs, or has ended. `problem` is why it failed; "" if it did not."""
+
+    job_id: str
+    is_over: bool
+    problem: str = ""
+
+
+@dataclass(slots=True)
+class _Job:
+    submission: Submission | None = None  # None if another scheduler submitted it, or if it runs
+    status: str = JobState.PENDING
+    absent: int = 0  # looks in a row that did not find it
+
+
+class JobFollower:
+    """Follows the jobs of one executor.
+
+    Args:
+        connect: Returns the cluster. It is called again when the cluster refuses the token.
+        poll_seconds: Time between two looks at all jobs.
+        delete_jobs: Whether a job that succeeded is removed from the cluster's list.
+        revoked_package: Returns name and content of the package that replaces that of a revoked job.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], "Cluster"],
+        *,
+        poll_seconds: float,
+        delete_jobs: bool,
+        revoked_package: Callable[[str], tuple[str, bytes]],
+        log: "Log",
+    ) -> None:
+        self._connect = connect
+        self._poll_seconds = poll_seconds
+        self._delete_jobs = delete_jobs
+        self._revoked_package = revoked_package
+        self._log = log
+        self._changes: queue.SimpleQueue[Change] = queue.SimpleQueue()
+        self._followed: dict[str, _Job] = {}
+        self._submitting: dict[str, asyncio.Task[None]] = {}
+        self._revoked: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._api: AsyncRayJobs | None = None
+        self._trouble = ""  # the last one that was logged
+        self._loop = asyncio.new_event_loop()
+        self._turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
+        self._thread = threading.Thread(target=self._run, name="ray-executor", daemon=True)
+
+    # Called by the scheduler
+
+    def start(self) -> None:
+        """Start the thread. It logs which Ray the cluster runs, or that it does not answer."""
+        self._thread.start()
+        self._do(self._greet())
+
+    def submit(self, job_id: str, submission: Submission) -> None:
+        """Submit a job and follow it."""
+
+        def begin() -> None:
+            self._submitting[job_id] = self._keep(self._submit(job_id, submission))
+
+        self._loop.call_soon_threadsafe(begin)
+
+    def follow(self, job_id: str) -> None:
+        """Follow a job that another scheduler submitted."""
+        self._loop.call_soon_threadsafe(self._followed.setdefault, job_id, _Job())
+
+    def revoke(self, job_id: str) -> None:
+        """Stop a job, or do not submit it. Its changes are no longer reported.
+
+        Ray cannot stop a job that waits for resources (JobManager.stop_job, 2.60). So its package is
+        replaced: if it starts after all, it exits without running its workload.
+        """
+        self._do(self._revoke(job_id))
+
+    def find(self, job_ids: Iterable[str], seconds: float) -> dict[str, RayJob | None]:
+        """Return the jobs by id; None for one that the cluster does not have. It waits so many seconds.
+
+        Raises:
+            TuneRestoreError: If the cluster cannot be asked.
+            TimeoutError: If it does not answer in time.
+        """
+        asked = asyncio.run_coroutine_threadsafe(self._find_all(list(job_ids)), self._loop)
+        try:
+            found = asked.result(seconds)
+        finally:
+            asked.cancel()
+        for job in found.values():
+            if isinstance(job, TuneRestoreError):
+                raise job
+        return {name: job for name, job in found.items() if not isinstance(job, TuneRestoreError)}
+
+    def changes(self) -> Iterator[Change]:
+        """Yield the changes since the last call."""
+        while not self._changes.empty():
+            yield self._changes.get()
+
+    def close(self) -> None:
+        """End the thread. The jobs go on."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(CLOSE_SECONDS)
+
+    # In the thread
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._keep(self._poll())
+        self._loop.run_forever()
+        self._loop.run_until_complete(self._end_all())
+        self._loop.close()
+
+    async def _end_all(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._api is not None:
+            await self._api.close()
+
+    def _do(self, coroutine: Any) -> None:
+        self._loop.call_soon_threadsafe(self._keep, coroutine)
+
+    def _keep(self, coroutine: Any) -> "asyncio.Task[None]":
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)  # the loop itself holds no strong reference
+        task.add_done_callback(self._drop)
+        return task
+
+    def _drop(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            shown = "".join(traceback.format_exception(error))
+            self._log.error("%s%s", _FAULT, shown)
+
+    async def _greet(self) -> None:
+        try:
+            version = await self._jobs().version()
+        except TuneRestoreError as error:
+            self._warn(error)
+        else:
+            self._log.info(
+                "Tasks run as jobs of %s, Ray %s.", self._jobs().cluster.address, version
+            )
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll_seconds)
+            await asyncio.wait(
+                {self._keep(self._look())}
+            )  # its error is logged, and does not end this
+
+    async def _look(self) -> None:
+        found = await self._find_all(list(self._followed))
+        troubles = [job for job in found.values() if isinstance(job, TuneRestoreError)]
+        if troubles:
+            await self._meet(troubles[0])
+        elif found:
+            self._trouble = ""
+        for job_id, job in found.items():
+            if not isinstance(job, TuneRestoreError) and job_id in self._followed:
+                self._record(job_id, job)
+
+    def _record(self, job_id: str, job: RayJob | None) -> None:
+        known = self._followed[job_id]
+        if job is None:
+            known.absent += 1
+            if known.absent >= ABSENT_LISTS:
+                self._lose(job_id, known)
+            return
+        known.absent = 0
+        if job.is_over:
+            succeeded = job.status == JobState.SUCCEEDED
+            self._end(job_id, "" if succeeded else _describe(job_id, job))
+            if succeeded and self._delete_jobs:
+                self._keep(self._delete(job_id))
+        elif job.status != known.status:
+            known.status, known.submission = job.status, None
+            self._changes.put(Change(job_id, is_over=False))
+
+    def _lose(self, job_id: str, known: _Job) -> None:
+        """Handle a job that the cluster has forgotten: its head node died and was started anew."""
+        if known.status != JobState.PENDING:
+            self._end(job_id, f"The Ray cluster no longer has job {job_id}: its head node died.")
+            return
+        del self._followed[job_id]
+        if known.submission is not None:
+            self._log.warning("Ray job %s was lost before it ran; it is submitted again.", job_id)
+            self.submit(job_id, known.submission)
+        else:
+            self._log.warning(
+                "Ray job %s was lost before it ran. Airflow queues its task again after [scheduler] "
+                "task_queued_timeout.",
+                job_id,
+            )
+
+    def _end(self, job_id: str, problem: str) -> None:
+        self._followed.pop(job_id, None)
+        self._changes.put(Change(job_id, is_over=True, problem=problem))
+
+    async def _submit(self, job_id: str, submission: Submission) -> None:
+        async def send() -> bool:
+            await self._jobs().upload_package(submission.package, submission.content)
+            return await self._jobs().submit(submission.body)
+
+        try:
+            if await self._ask_until_answered(send, lambda: job_id in self._revoked) is not None:
+                self._followed[job_id] = _Job(submission)
+        except InvalidInputError as error:
+            self._end(job_id, str(error))
+        finally:
+            del self._submitting[job_id]
+
+    async def _revoke(self, job_id: str) -> None:
+        self._revoked.add(job_id)
+        try:
+            if job_id in self._submitting:
+                await self._submitting[job_id]
+            if self._followed.pop(job_id, None) is None:
+                return
+
+            async def stop() -> bool:
+                await self._jobs().upload_package(*self._revoked_package(job_id))
+                await self._jobs().stop(job_id)
+                return True
+
+            await self._ask_until_answered(stop, lambda: False)
+        except InvalidInputError as error:
+            self._log.warning("Ray job %s cannot be stopped: %s", job_id, error)
+        finally:
+            self._revoked.discard(job_id)
+
+    async def _delete(self, job_id: str) -> None:
+        try:
+            async with self._turns:
+                await self._jobs().delete(job_id)
+        except TuneRestoreError as error:
+            self._log.warning("Ray job %s stays in the list of jobs: %s", job_id, error)
+
+    async def _ask_until_answered(
+        self, ask: Callable[[], Awaitable[_T]], is_off: Callable[[], bool]
+    ) -> _T | None:
+        """Return the answer, however long the cluster is out of reach; None if it is no longer wanted.
+
+        Raises:
+            InvalidInputError: If the cluster refuses, also with the connection of now.
+        """
+        pause = FIRST_PAUSE_SECONDS
+        while not is_off():
+            try:
+                async with self._turns:
+                    if is_off():
+                        break
+                    return await ask()
+            except TuneRestoreError as error:
+                if isinstance(error, InvalidInputError) and not await self._meet(error):
+                    raise
+                self._warn(error)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        return None
+
+    # The connection
+
+    def _jobs(self) -> AsyncRayJobs:
+        if self._api is None:
+            self._api = AsyncRayJobs(self._connect())
+        return self._api
+
+    async def _meet(self, error: TuneRestoreError) -> bool:
+        """Log a trouble; connect anew if the token or the address has changed, and return whether it has.
+
+        So a token can be replaced in the connection without a restart of the scheduler.
+        """
+        self._warn(error)
+        api = self._api
+        if (
+            api is None
+            or not isinstance(error, InvalidInputError)
+            or self._connect() == api.cluster
+        ):
+            return False
+        self._api = None
+        await api.close()
+        return True
+
+    async def _find_all(self, job_ids: list[str]) -> dict[str, RayJob | TuneRestoreError | None]:
+        if len(job_ids) <= MOST_FINDS:
+            found = await asyncio.gather(*map(self._find, job_ids))
+            return dict(zip(job_ids, found, strict=True))
+        try:
+            listed = {job.submission_id: job for job in await self._jobs().list_all()}
+        except TuneRestoreError as error:
+            return dict.fromkeys(job_ids, error)
+        return {job_id: listed.get(job_id) for job_id in job_ids}
+
+    async def _find(self, job_id: str) -> RayJob | TuneRestoreError | None:
+        try:
+            return await self._jobs().find(job_id)
+        except TuneRestoreError as error:
+            return error
+
+    def _warn(self, error: TuneRestoreError) -> None:
+        """Log a trouble once, until its text changes."""
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            self._log.warning("%s It is asked again; jobs that run are not affected.", error)
+
+
+def _describe(job_id: str, job: RayJob) -> str:
+    """Return why a job failed, with the last lines of its log, which Ray puts into its message."""
+    lines = [line.strip() for line in (job.message or "").splitlines() if line.strip()]
+    shown = " | ".join(printable(line, LINE_LENGTH) for line in lines[-_LAST_LINES:])
+    return (
+        f"Ray job {job_id} ended as {printable(job.status, 40)}: {shown or 'Ray gives no reason'}"
+    )
