@@ -27,4 +27,4 @@ def test_a_task_whose_scheduler_is_killed_runs_once_and_its_log_is_shown_meanwhi
     assert waiting.task("waiting")["try_number"] == 1
     assert waiting.lines("waiting") == ["ran"]
     # the job of what failed is kept for whoever looks for the reason
-    if "PROBE" not in __import__("os").environ: site.airflow.eventually(lambda: "SUCCEEDED" not in site.jobs().values())
+    site.airflow.eventually(lambda: "SUCCEEDED" not in site.jobs().values())

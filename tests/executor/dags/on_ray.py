@@ -11,7 +11,7 @@ from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
 from airflow.sdk import DAG, BaseOperator, task
 
 ON_RAY = {"executor": "RayExecutor", "retries": 0}
-NEEDED = {"num_cpus": 0.25, "memory": 200 * 1024**2, "resources": {"node:127.0.0.1": 0.01}}
+NEEDED = {"num_cpus": 0.25, "memory": 200 * 1024**2, "resources": {"node:__internal_head__": 0.001}}
 PARAMS = {"place": ""}
 
 

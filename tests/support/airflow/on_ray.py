@@ -13,7 +13,8 @@ from tests.support.airflow.parts import AirflowInParts, airflow_in_parts
 from tests.support.ray.cluster import RayCluster, ray_cluster
 
 DAGS = ROOT / "tests" / "executor" / "dags"
-EXECUTOR = "airflow_tune_restore.executors.ray_executor.RayExecutor"
+CLASS = "airflow_tune_restore.executors.ray_executor.RayExecutor"
+ALIAS = "RayExecutor"
 CPUS = 4
 
 
@@ -125,7 +126,7 @@ def airflow_on_ray(home: Path, *, python: str = sys.executable, **extra: str) ->
     with ray_cluster(image, CPUS, python) as cluster:
         settings = {
             "PYTHONPATH": str(ROOT),
-            "AIRFLOW__CORE__EXECUTOR": f"LocalExecutor,{EXECUTOR}",
+            "AIRFLOW__CORE__EXECUTOR": f"LocalExecutor,{ALIAS}:{CLASS}",
             "AIRFLOW__RAY_EXECUTOR__ADDRESS": cluster.address,
             "AIRFLOW__RAY_EXECUTOR__TOKEN": cluster.token,
             "AIRFLOW__RAY_EXECUTOR__NUM_CPUS": "0.5",
