@@ -13,7 +13,7 @@ from airflow_tune_restore.executors.runtime_env import merge, parse_runtime_env
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.ray.cluster import Cluster, parse_cluster_address
 from airflow_tune_restore.protocol.printable import printable
-from airflow_tune_restore.version_compat import AirflowException
+from airflow_tune_restore.version_compat import CONFIG_ERRORS
 
 SECTION = "ray_executor"
 DEFAULT_NUM_CPUS = 1.0
@@ -104,10 +104,7 @@ def _text(conf: Configuration, key: str) -> str:
     except configparser.InterpolationError:
         text = f"[{SECTION}] {key}: write %% for each % in airflow.cfg."
         raise InvalidInputError(text) from None
-    except (
-        AirflowException,
-        configparser.Error,
-    ) as error:  # the text of a failed command has its output
+    except CONFIG_ERRORS as error:  # the text of a failed command has what it printed
         shown = type(error).__name__ if key in _SECRETS else printable(str(error)).rstrip(".")
         raise InvalidInputError(f"[{SECTION}] {key} cannot be read: {shown}.") from None
 
