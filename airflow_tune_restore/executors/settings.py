@@ -22,7 +22,7 @@ _SECRETS = ("token", "runtime_env")
 
 
 class Configuration(Protocol):
-    """What Airflow 3.1 has of an executor's `conf`, which is that of its team."""
+    """An executor's `conf`, which is that of its team: Airflow 3.1 has little more than this."""
 
     def get(self, *args: Any, **kwargs: Any) -> str | None:
         """As `AirflowConfigParser.get`."""
@@ -58,8 +58,9 @@ class ExecutorSettings:
 def read_settings(conf: Configuration) -> ExecutorSettings:
     """Read the section, and the connection that it names.
 
-    Airflow reads a connection in a transaction of its own. So do not call this, or `cluster()`, where
-    the scheduler holds locks.
+    Airflow (3.1 to 3.4) commits the session of this thread when it reads a connection. Where the scheduler
+    forbids that (`prohibit_commit`), the connection seems to be missing. So call this, and `cluster()`,
+    in `start()` of the executor or in a thread of its own.
 
     Raises:
         InvalidInputError: If something is missing or not valid. The text has no token and no variable.
@@ -113,7 +114,7 @@ def _json(conf: Configuration, key: str) -> Any:
     try:
         return json.loads(_text(conf, key) or "{}")
     except (ValueError, RecursionError):
-        return None  # which is no object
+        return None  # refused by `parse_runtime_env`
 
 
 def _flag(conf: Configuration, key: str) -> bool:
