@@ -58,9 +58,9 @@ class ExecutorSettings:
 def read_settings(conf: Configuration) -> ExecutorSettings:
     """Read the section, and the connection that it names.
 
-    Airflow (3.1 to 3.4) commits the session of this thread when it reads a connection. Where the scheduler
-    forbids that (`prohibit_commit`), the connection seems to be missing. So call this, and `cluster()`,
-    in `start()` of the executor or in a thread of its own.
+    Airflow (3.1 to 3.4) commits the session of this thread when it reads a connection. Where the
+    scheduler forbids that (`prohibit_commit`), the connection seems to be missing. So call this, and
+    `cluster()`, in `start()` of the executor or in a thread of its own.
 
     Raises:
         InvalidInputError: If something is missing or not valid. The text has no token and no variable.
@@ -73,17 +73,24 @@ def read_settings(conf: Configuration) -> ExecutorSettings:
             "cluster, such as http://ray-head:8265, and token to its token."
         )
     of_section = parse_runtime_env(f"[{SECTION}] runtime_env", _json(conf, "runtime_env"))
-    of_connection = {}
-    if ray_conn_id:
-        name = f"runtime_env of connection {ray_conn_id!r}"
-        of_connection = parse_runtime_env(name, RayJobsHook(ray_conn_id).runtime_env())
     return ExecutorSettings(
         place=ray_conn_id or _cluster(conf, address),
-        runtime_env=merge(of_connection, of_section),
+        runtime_env=merge(_of_connection(ray_conn_id) if ray_conn_id else {}, of_section),
         num_cpus=_number(conf, "num_cpus", DEFAULT_NUM_CPUS, least=0),
         poll_interval=_number(conf, "poll_interval", DEFAULT_POLL_INTERVAL, least=0.1),
         delete_jobs=_flag(conf, "delete_jobs"),
     )
+
+
+def _of_connection(ray_conn_id: str) -> dict[str, Any]:
+    """Return the runtime_env of a connection, whose address is checked, too."""
+    hook = RayJobsHook(ray_conn_id)
+    try:
+        hook.cluster()
+        name = f"runtime_env of connection {ray_conn_id!r}"
+        return parse_runtime_env(name, hook.runtime_env())
+    except InvalidInputError as error:
+        raise InvalidInputError(f"[{SECTION}] ray_conn_id: {error}") from None
 
 
 def _cluster(conf: Configuration, address: str) -> Cluster:

@@ -131,7 +131,7 @@ def test_the_defaults_are_those_of_the_metadata(configure):
         ({"address": "head", "poll_interval": "0"}, "[ray_executor] poll_interval = 0 is not a number"),
         ({"address": "head", "poll_interval": "inf"}, "poll_interval = inf is not a number of 0.1 or"),
         ({"address": "head", "poll_interval": "2 s"}, "poll_interval = 2 s is not a number of 0.1 or"),
-        ({"ray_conn_id": "none"}, "Airflow has no connection 'none'. Create it, of type ray_jobs"),
+        ({"ray_conn_id": "none"}, "[ray_executor] ray_conn_id: Airflow has no connection 'none'. "),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_with_its_key(configure, options, words):
