@@ -43,8 +43,11 @@ _RAY_JOBS: dict[str, Any] = {
 """Written by hand where most would import the hook: every process of Airflow reads this."""
 
 
-def _option(kind: str, default: str, example: str | None, description: str) -> dict[str, Any]:
+def _option(
+    kind: str, default: str, example: str | None, description: str, **more: bool
+) -> dict[str, Any]:
     return {
+        **more,
         "description": description,
         "version_added": "0.1.0",
         "type": kind,
@@ -84,7 +87,57 @@ _CONFIG: dict[str, Any] = {
                 "After how many seconds of silence an unfinished experiment counts as dead.",
             ),
         },
-    }
+    },
+    "ray_executor": {
+        "description": "RayExecutor, which runs tasks as jobs of a Ray cluster.",
+        "options": {
+            "ray_conn_id": _option(
+                "string",
+                "",
+                "ray_jobs_default",
+                "The connection of type ray_jobs to the cluster. Set either this or address.",
+            ),
+            "address": _option(
+                "string", "", "http://ray-head:8265", "The dashboard of the cluster."
+            ),
+            "token": _option(
+                "string",
+                "",
+                None,
+                "The cluster's token, if address is set and the cluster asks for one.",
+                sensitive=True,
+            ),
+            "verify_tls": _option(
+                "boolean", "True", None, "Whether the certificate of address is checked."
+            ),
+            "ca_file": _option(
+                "string",
+                "",
+                "/etc/ssl/ray-ca.pem",
+                "Certificates that are trusted for address as well: a file of the scheduler and the "
+                "api-server.",
+            ),
+            "runtime_env": _option(
+                "string",
+                "",
+                '{"env_vars": {"MODE": "night"}}',
+                "The runtime_env of all jobs, as JSON; no secrets, Ray shows it. That of a task is put "
+                "over it, variable by variable.",
+            ),
+            "num_cpus": _option(
+                "float",
+                "1",
+                None,
+                "How many CPUs the job of a task asks for, if its executor_config names none.",
+            ),
+            "poll_interval": _option(
+                "float", "2", None, "How many seconds pass between two looks at the jobs."
+            ),
+            "delete_jobs": _option(
+                "boolean", "True", None, "Whether jobs that succeeded are deleted from Ray's list."
+            ),
+        },
+    },
 }
 
 
@@ -138,6 +191,7 @@ def get_provider_info() -> dict[str, Any]:
             "triggers.ray_job",
             "triggers.runner_pod",
         ),
+        "executors": ["airflow_tune_restore.executors.ray_executor.RayExecutor"],
         "extra-links": ["airflow_tune_restore.links.ray_job.RayJobLink"],
         "connection-types": [_RAY_JOBS],
         "config": _CONFIG,

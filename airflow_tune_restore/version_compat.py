@@ -5,6 +5,7 @@ here. `docs/compatibility.md` has what a user of an older version sees.
 """
 
 import asyncio
+import configparser
 import inspect
 import threading
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from airflow.exceptions import AirflowConfigException
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.execution_time import comms
 from airflow.triggers.base import BaseEventTrigger, BaseTrigger
@@ -46,6 +48,7 @@ except ImportError:  # before 3.2
 
 __all__ = [
     "ASKING",
+    "CONFIG_ERRORS",
     "AirflowException",
     "AirflowFailException",
     "AirflowNotFoundException",
@@ -76,6 +79,17 @@ __all__ = [
     "runs_callbacks",
     "take_queued",
 ]
+
+# Configuration
+
+try:
+    from airflow.sdk.exceptions import AirflowConfigException as _SdkConfigException
+except ImportError:  # before 3.2
+    _SdkConfigException = AirflowConfigException  # type: ignore[misc, assignment]
+
+CONFIG_ERRORS = (configparser.Error, AirflowConfigException, _SdkConfigException)
+"""What `conf.get` raises, and `get` of an executor's `conf`. Since 3.2 none is an `AirflowException`."""
+
 
 # Retry policies, since 3.3
 

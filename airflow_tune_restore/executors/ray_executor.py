@@ -74,7 +74,7 @@ class RayExecutor(BaseExecutor):
         self._job_ids: dict[Any, str] = {}  # the newest job of each workload, by its key
         self._waiting: dict[str, str] = {}  # executor ids of tasks, by the id of a job that waits
         self._uncommitted: dict[Any, tuple[str, Submission]] = {}
-        self._looked = 0.0
+        self._looked = time.monotonic()
 
     @cached_property
     def _settings(self) -> ExecutorSettings:
@@ -92,6 +92,11 @@ class RayExecutor(BaseExecutor):
         )
         follower.start()
         return follower
+
+    @property
+    def _follows(self) -> bool:
+        """Whether the thread has started. Without a usable configuration it has not."""
+        return "_follower" in self.__dict__
 
     def start(self) -> None:
         """Read the configuration and begin to follow jobs. A cluster out of reach is no error."""
@@ -157,8 +162,8 @@ class RayExecutor(BaseExecutor):
 
     def sync(self) -> None:
         """Report what became of the jobs, submit those that may be, and drop those nobody waits for."""
-        if "_follower" not in self.__dict__:
-            return  # there was nothing to submit, or no usable configuration
+        if not self._follows:
+            return
         for change in self._follower.changes():
             self._waiting.pop(change.job_id, None)
             key = self._keys.get(change.job_id)
@@ -232,6 +237,9 @@ class RayExecutor(BaseExecutor):
         }
         if not jobs:
             return tis
+        if not self._follows:  # a connection cannot be read here, in a transaction of the scheduler
+            self.log.error("No job of a task is followed: [ray_executor] cannot be used.")
+            return [ti for ti in tis if ti.state == TaskInstanceState.QUEUED]
         try:
             found = self._follower.find(jobs, ADOPT_SECONDS)
         except (TuneRestoreError, TimeoutError) as error:
@@ -267,7 +275,7 @@ class RayExecutor(BaseExecutor):
 
     def terminate(self) -> None:
         """End following at a SIGTERM. The jobs go on, and the next scheduler adopts them."""
-        if "_follower" in self.__dict__:
+        if self._follows:
             jobs = counted(len(self._keys), "Ray job")
             self.log.info("%s left to the next scheduler.", jobs)
             self._follower.close()

@@ -13,7 +13,7 @@ from airflow_tune_restore.executors.runtime_env import merge, parse_runtime_env
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.ray.cluster import Cluster, parse_cluster_address
 from airflow_tune_restore.protocol.printable import printable
-from airflow_tune_restore.version_compat import AirflowException
+from airflow_tune_restore.version_compat import CONFIG_ERRORS
 
 SECTION = "ray_executor"
 DEFAULT_NUM_CPUS = 1.0
@@ -22,7 +22,7 @@ _SECRETS = ("token", "runtime_env")
 
 
 class Configuration(Protocol):
-    """What Airflow 3.1 has of an executor's `conf`, which is that of its team."""
+    """An executor's `conf`, which is that of its team: Airflow 3.1 has little more than this."""
 
     def get(self, *args: Any, **kwargs: Any) -> str | None:
         """As `AirflowConfigParser.get`."""
@@ -58,8 +58,9 @@ class ExecutorSettings:
 def read_settings(conf: Configuration) -> ExecutorSettings:
     """Read the section, and the connection that it names.
 
-    Airflow reads a connection in a transaction of its own. So do not call this, or `cluster()`, where
-    the scheduler holds locks.
+    Airflow (3.1 to 3.4) commits the session of this thread when it reads a connection. Where the
+    scheduler forbids that (`prohibit_commit`), the connection seems to be missing. So call this, and
+    `cluster()`, in `start()` of the executor or in a thread of its own.
 
     Raises:
         InvalidInputError: If something is missing or not valid. The text has no token and no variable.
@@ -72,17 +73,24 @@ def read_settings(conf: Configuration) -> ExecutorSettings:
             "cluster, such as http://ray-head:8265, and token to its token."
         )
     of_section = parse_runtime_env(f"[{SECTION}] runtime_env", _json(conf, "runtime_env"))
-    of_connection = {}
-    if ray_conn_id:
-        name = f"runtime_env of connection {ray_conn_id!r}"
-        of_connection = parse_runtime_env(name, RayJobsHook(ray_conn_id).runtime_env())
     return ExecutorSettings(
         place=ray_conn_id or _cluster(conf, address),
-        runtime_env=merge(of_connection, of_section),
+        runtime_env=merge(_of_connection(ray_conn_id) if ray_conn_id else {}, of_section),
         num_cpus=_number(conf, "num_cpus", DEFAULT_NUM_CPUS, least=0),
         poll_interval=_number(conf, "poll_interval", DEFAULT_POLL_INTERVAL, least=0.1),
         delete_jobs=_flag(conf, "delete_jobs"),
     )
+
+
+def _of_connection(ray_conn_id: str) -> dict[str, Any]:
+    """Return the runtime_env of a connection, whose address is checked, too."""
+    hook = RayJobsHook(ray_conn_id)
+    try:
+        hook.cluster()
+        name = f"runtime_env of connection {ray_conn_id!r}"
+        return parse_runtime_env(name, hook.runtime_env())
+    except InvalidInputError as error:
+        raise InvalidInputError(f"[{SECTION}] ray_conn_id: {error}") from None
 
 
 def _cluster(conf: Configuration, address: str) -> Cluster:
@@ -104,10 +112,7 @@ def _text(conf: Configuration, key: str) -> str:
     except configparser.InterpolationError:
         text = f"[{SECTION}] {key}: write %% for each % in airflow.cfg."
         raise InvalidInputError(text) from None
-    except (
-        AirflowException,
-        configparser.Error,
-    ) as error:  # the text of a failed command has its output
+    except CONFIG_ERRORS as error:  # the text of a failed command has what it printed
         shown = type(error).__name__ if key in _SECRETS else printable(str(error)).rstrip(".")
         raise InvalidInputError(f"[{SECTION}] {key} cannot be read: {shown}.") from None
 
@@ -116,7 +121,7 @@ def _json(conf: Configuration, key: str) -> Any:
     try:
         return json.loads(_text(conf, key) or "{}")
     except (ValueError, RecursionError):
-        return None  # which is no object
+        return None  # refused by `parse_runtime_env`
 
 
 def _flag(conf: Configuration, key: str) -> bool:

@@ -11,7 +11,7 @@ from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
-from airflow_tune_restore.version_compat import AirflowException, conf
+from airflow_tune_restore.version_compat import CONFIG_ERRORS, conf
 
 SECTION = "tune_restore"
 DEFAULT_RECOVERY_DAG = "nightly_recovery"
@@ -65,7 +65,7 @@ def base_path() -> str:
     """Return the path of `[api] base_url` without a slash at its end: "" or "/af"."""
     try:
         return urlsplit(str(conf.get("api", "base_url", fallback="") or "")).path.rstrip("/")
-    except (AirflowException, configparser.Error, ValueError):
+    except (*CONFIG_ERRORS, ValueError):
         return ""
 
 
@@ -74,7 +74,7 @@ def _text(key: str, default: str, problems: list[str]) -> str:
         return str(conf.get(SECTION, key, fallback=default) or "")
     except configparser.InterpolationError:
         problems.append(f"[{SECTION}] {key}: write %% for each % in airflow.cfg.")
-    except (AirflowException, configparser.Error) as error:
+    except CONFIG_ERRORS as error:
         problems.append(f"[{SECTION}] {key} cannot be read: {printable(str(error))}")
     return default
 

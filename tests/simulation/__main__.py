@@ -77,7 +77,11 @@ def run_one(seed: int, *, tells: bool, everything: bool) -> int:
         if tells:
             print(tell(script, everything=everything))
         else:
-            print(explain(ended) if ended.failure else f"World {seed} breaks no invariant.")
+            print(
+                explain(seed, ended.failure)
+                if ended.failure
+                else f"World {seed} breaks no invariant."
+            )
     return int(bool(ended.failure))
 
 
@@ -88,10 +92,10 @@ def run_many(seed: int, nights: int, processes: int) -> int:
     began = time.monotonic()
     total = run_campaign(seed, nights, processes, lambda line: print(line, flush=True))
     seconds = time.monotonic() - began
-    first_of_kind = {kind_of(why): world for world, why in reversed(total.failures)}
+    first_of_kind = {kind_of(why): (world, why) for world, why in reversed(total.failures)}
     with simulating():
-        for world in first_of_kind.values():
-            print(f"\n{explain(simulate(draw_script(world)))}", flush=True)
+        for world, why in first_of_kind.values():
+            print(f"\n{explain(world, why)}", flush=True)
     print("\nWhat happened in these worlds:")
     for what, times in sorted(total.struck.items()):
         print(f"{times:>12,} times: {what}")

@@ -186,16 +186,22 @@ def _work(seed: int, first: int, step: int, nights: int, writer: Connection) -> 
         run_worlds(world_seeds(seed, first=first, step=step), nights, writer.send)
 
 
-def explain(ended: Ended, *, most: int = 400) -> str:
-    """Return the story of the smallest world that fails like this one, and how to repeat it.
+def explain(seed: int, failure: str, *, most: int = 400) -> str:
+    """Return a failure, and the story of the smallest world that fails like this one.
 
     Needs `simulating`, as `run_worlds` does. `most` is how many simulations it may take.
     """
-    seed, smallest = ended.script.seed, shrink(ended, most=most).script
     again = f"python -m tests.simulation --only {seed} --story"
+    told = f"World {seed} fails: {failure.rstrip()}"
+    ended = simulate(draw_script(seed))
+    if not ended.failure:
+        return (
+            f"{told}\nSimulated again, it broke no invariant: what failed does not follow from its seed "
+            f"alone. Something else in this process has touched it.\nThe whole world: {again}"
+        )
+    kind, smallest = kind_of(ended.failure), shrink(ended, most=most).script
     return (
-        f"World {seed} fails: {first_line(ended.failure)}\n"
-        f"Made smaller, so that it still breaks {kind_of(ended.failure)}, perhaps in another way:\n\n"
+        f"{told}\nMade smaller, so that it still breaks {kind}, perhaps in another way:\n\n"
         f"{tell(smallest)}\n\nAs code: {smallest!r}\nThe whole world: {again}"
     )
 

@@ -2,6 +2,9 @@
 
 Installed in place of `time`, `threading`, `secrets`, `os` and `ThreadPoolExecutor` in the modules of the
 package that are under simulation, as `World` needs them. Nothing of the package itself is replaced.
+
+They stand in for the thread that simulates alone. Threads that earlier tests have left behind go on in
+the same modules: one that slept by this clock would wake a thread of the world during a request.
 """
 
 import os
@@ -15,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from airflow_tune_restore.experiments import raw_row
@@ -282,33 +285,64 @@ _IN_PLACE_OF: dict[Any, Any] = {
     secrets: Secrets,
     ThreadPoolExecutor: Pool,
     outcome.now: now,
-    **_REMEMBERED,
 }
 _OF_RUNNERS: dict[Any, Any] = {os: Os}
 """Only a runner asks about its own process."""
 
 _CLOCKS: dict[Any, Any] = {time.monotonic: Time.monotonic, time.sleep: Time.sleep}
+"""By themselves, as imported from `time`, or as the defaults of arguments."""
+
+
+class _OwnModule:
+    """A module that is a stand-in in one thread, and the real one in all others."""
+
+    def __init__(self, real: Any, stand_in: Any, thread: int) -> None:
+        self._real, self._stand_in, self._thread = real, stand_in, thread
+
+    def __getattr__(self, name: str) -> Any:
+        is_own = threading.get_ident() == self._thread
+        return getattr(self._stand_in if is_own else self._real, name)
+
+
+def _own(real: Any, stand_in: Any, thread: int) -> Any:
+    """Return what is a stand-in in one thread (by its ident), and the real thing in all others."""
+    if isinstance(real, ModuleType):
+        return _OwnModule(real, stand_in, thread)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (stand_in if threading.get_ident() == thread else real)(*args, **kwargs)
+
+    return call
 
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """Put the stand-ins into all imported modules of the package, and the originals back at the end."""
+    """Put the stand-ins into all imported modules of the package, and the originals back at the end.
+
+    The calling thread simulates. For others, nothing changes but that pure functions remember.
+    """
+    thread = threading.get_ident()
+    in_place_of, of_runners, clocks = (
+        {real: _own(real, stand_in, thread) for real, stand_in in group.items()}
+        for group in (_IN_PLACE_OF, _OF_RUNNERS, _CLOCKS)
+    )
+    in_place_of |= clocks | _REMEMBERED
     modules = {
         name: module for name, module in sorted(sys.modules.items()) if name.startswith(PACKAGE)
     }
     undo: list[Callable[[], None]] = []
     for full_name, module in modules.items():
         of_runner = full_name.startswith(f"{PACKAGE}runner.")
-        replaced = _IN_PLACE_OF | _OF_RUNNERS if of_runner else _IN_PLACE_OF
+        replaced = in_place_of | of_runners if of_runner else in_place_of
         for name, value in list(vars(module).items()):
             if _is_hashable(value) and value in replaced:
                 setattr(module, name, replaced[value])
                 undo.append(lambda m=module, n=name, v=value: setattr(m, n, v))
             elif isinstance(value, FunctionType) and value.__kwdefaults__:
                 before = value.__kwdefaults__
-                if any(_is_hashable(given) and given in _CLOCKS for given in before.values()):
+                if any(_is_hashable(given) and given in clocks for given in before.values()):
                     value.__kwdefaults__ = {
-                        key: _CLOCKS.get(given, given) if _is_hashable(given) else given
+                        key: clocks.get(given, given) if _is_hashable(given) else given
                         for key, given in before.items()
                     }
                     undo.append(lambda f=value, b=before: setattr(f, "__kwdefaults__", b))
@@ -325,5 +359,5 @@ def installed() -> Iterator[None]:
 
 def _is_hashable(value: Any) -> bool:
     return type(value).__hash__ is not None and isinstance(
-        value, type | FunctionType | type(os) | type(time.sleep)
+        value, type | FunctionType | ModuleType | BuiltinFunctionType
     )

@@ -4,9 +4,19 @@ from dataclasses import replace
 
 import pytest
 
-from tests.simulation.campaign import simulating
+from tests.simulation.campaign import explain, simulating
 from tests.simulation.faults import Fault, FaultKind, Storm
-from tests.simulation.night import Command, Ended, Jump, Loss, Meddling, Night, Script, simulate
+from tests.simulation.night import (
+    Command,
+    Ended,
+    Jump,
+    Loss,
+    Meddling,
+    Night,
+    Script,
+    draw_script,
+    simulate,
+)
 from tests.simulation.plants import PLANTS
 from tests.simulation.shrink import kind_of, shrink
 from tests.simulation.store import StoreKind
@@ -46,6 +56,19 @@ def test_everything_is_left_out_that_does_not_matter(late_seeds):
     smallest = shrink(simulate(LARGE))
     assert smallest.script == SMALL
     assert kind_of(smallest.failure) == "I3"
+
+
+def test_a_failure_is_explained_by_the_smallest_world_that_fails_like_it(late_seeds):
+    told = explain(7, failure := simulate(draw_script(7)).failure)
+    assert told.startswith(f"World 7 fails: {failure}\nMade smaller")
+    assert told.count("InvariantBroken: I3") == 2  # at the top, and at the end of the story
+
+
+def test_a_failure_that_does_not_come_again_is_told_whole():
+    with simulating():
+        told = explain(7, "AssertionError: \nTraceback (most recent call last):\n  File …\n")
+    assert "World 7 fails: AssertionError: \nTraceback (most recent call last):\n  File …" in told
+    assert "Simulated again, it broke no invariant" in told
 
 
 def test_it_ends_after_so_many_simulations(late_seeds):

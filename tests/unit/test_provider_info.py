@@ -9,6 +9,7 @@ from pathlib import Path
 
 import airflow
 import pytest
+from airflow.executors.base_executor import BaseExecutor
 from jsonschema import validate
 
 from airflow_tune_restore.provider_info import get_provider_info
@@ -82,3 +83,9 @@ def test_the_entry_point_leads_to_it():
     )
     assert getattr(importlib.import_module(module), name) is get_provider_info
     assert get_provider_info()["package-name"] == project["name"]
+
+
+def test_the_executor_that_it_names_can_be_loaded():
+    (path,) = get_provider_info()["executors"]
+    module, _, name = path.rpartition(".")
+    assert issubclass(getattr(importlib.import_module(module), name), BaseExecutor)

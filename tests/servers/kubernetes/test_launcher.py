@@ -2,6 +2,8 @@
 
 import json
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -223,11 +225,17 @@ def test_an_image_that_cannot_be_pulled_is_named_and_its_pod_deleted(
     assert eventually(lambda: api.pod_names() == [])
 
 
-def test_a_node_that_is_missing_is_logged_and_the_pod_given_up(trial, api, launcher, claim, caplog):
+def test_a_node_that_is_missing_is_logged_and_the_pod_given_up(
+    trial, api, launcher, claim, caplog, monkeypatch
+):
+    later = [0.0]
+    clock = SimpleNamespace(sleep=time.sleep, monotonic=lambda: time.monotonic() + later[0])
+    monkeypatch.setattr(module, "time", clock)
     api.kubelet.has_room = False
-    brief = launcher(start_seconds=0.5)
-    run = brief.start(claim(brief))
+    patient = launcher(start_seconds=3600.0)
+    run = patient.start(claim(patient))
     assert run.poll() is RunState.WAITING
+    later[0] = 3600.0
     with pytest.raises(RunnerError, match="did not start: 0/1 nodes are available"):
         follow(run, print)
     assert caplog.text.count("has not started: 0/1 nodes are available") == 1

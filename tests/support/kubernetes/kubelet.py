@@ -140,6 +140,7 @@ class Kubelet:
 
     def take(self, pod: dict[str, Any]) -> None:
         life = self.pods[pod["metadata"]["uid"]] = PodLife(pod)
+        self._tell_no_room(life)  # before a task can read the pod, however late the thread comes
         threading.Thread(target=self._live, args=(life,), daemon=True).start()
 
     def stop(self, pod: dict[str, Any], grace_seconds: float) -> None:
@@ -195,16 +196,20 @@ class Kubelet:
         pod = life.pod
         begun = time.monotonic()
         while time.monotonic() - begun < self.delay_seconds or not self._admit(life):
-            if not self.has_room and not pod["status"].get("conditions"):
-                scheduled = {"status": "False", "reason": "Unschedulable", "message": NO_ROOM}
-                self._condition(pod, "PodScheduled", **scheduled)
-                self.api.report(pod, "FailedScheduling", NO_ROOM, "Warning")
+            self._tell_no_room(life)
             if life.wanted_gone.wait(0.1):
                 return False
         pod["spec"]["nodeName"] = NODE
         self._condition(pod, "PodScheduled")
         self.api.report(pod, "Scheduled", f"Successfully assigned {life.name} to {NODE}")
         return True
+
+    def _tell_no_room(self, life: PodLife) -> None:
+        pod = life.pod
+        if not self.has_room and not pod["status"].get("conditions"):
+            scheduled = {"status": "False", "reason": "Unschedulable", "message": NO_ROOM}
+            self._condition(pod, "PodScheduled", **scheduled)
+            self.api.report(pod, "FailedScheduling", NO_ROOM, "Warning")
 
     def _admit(self, life: PodLife) -> bool:
         with self.api.lock:

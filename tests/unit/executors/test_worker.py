@@ -122,7 +122,7 @@ def test_a_workload_of_another_airflow_is_refused_without_its_token(taken):
     assert not taken.exists()
 
 
-@pytest.mark.parametrize("text", ["", '{"token": "%s"' % TOKEN, '{"type": "Other"}'])
+@pytest.mark.parametrize("text", ["", f'{{"token": "{TOKEN}"', '{"type": "Other"}'])
 def test_a_workload_that_is_none_is_refused(taken, text):
     taken.write_text(text)
     with pytest.raises(SystemExit, match="cannot read the workload") as end:

@@ -1,0 +1,224 @@
+"""The thread that submits, follows and stops the jobs of an executor."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.executors import job_follower
+from airflow_tune_restore.executors.job_follower import Change, JobFollower, Submission
+from airflow_tune_restore.launch.ray.cluster import Cluster
+from tests.support.ray.jobs_server import TOKEN, jobs_server
+from tests.support.waiting import eventually
+
+JOB = "airflow-1"
+
+
+@pytest.fixture
+def server():
+    with jobs_server() as running:
+        yield running
+
+
+@pytest.fixture
+def place(server, monkeypatch):
+    """The cluster that a follower connects to: a test may change its token."""
+    monkeypatch.setattr(job_follower, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(job_follower, "LONGEST_PAUSE_SECONDS", 0.02)
+    return SimpleNamespace(token=TOKEN, address=server.address)
+
+
+@pytest.fixture
+def follow(place):
+    started = []
+
+    def start(**options):
+        arguments = {"poll_seconds": 0.02, "delete_jobs": True, **options}
+        follower = JobFollower(
+            lambda: Cluster(address=place.address, token=place.token),
+            revoked_package=lambda job_id: (f"{job_id}.zip", b"revoked"),
+            log=logging.getLogger("follower"),
+            **arguments,
+        )
+        follower.start()
+        started.append(follower)
+        return follower
+
+    yield start
+    for follower in started:
+        follower.close()
+
+
+def submission(job_id=JOB):
+    return Submission({"submission_id": job_id, "entrypoint": "x"}, f"{job_id}.zip", b"workload")
+
+
+def next_change(follower):
+    return eventually(lambda: next(follower.changes(), None))
+
+
+def test_a_job_is_submitted_with_its_workload_and_followed_to_its_end(server, follow):
+    follower = follow()
+    follower.submit(JOB, submission())
+    eventually(lambda: server.jobs)
+    assert server.packages == {"airflow-1.zip": b"workload"}
+    server.jobs[JOB]["status"] = "RUNNING"
+    assert next_change(follower) == Change(JOB, is_over=False)
+    server.end_job(JOB)
+    assert next_change(follower) == Change(JOB, is_over=True)
+    eventually(lambda: server.deleted == [JOB])
+
+
+def test_a_job_that_failed_is_kept_and_its_last_lines_are_shown(server, follow):
+    follower = follow()
+    follower.submit(JOB, submission())
+    eventually(lambda: server.jobs)
+    server.end_job(JOB, "FAILED", "Job entrypoint command failed\nMemoryError\n")
+    assert next_change(follower).problem == (
+        "Ray job airflow-1 ended as FAILED: Job entrypoint command failed | MemoryError"
+    )
+    assert not server.deleted
+
+
+def test_jobs_that_succeeded_are_kept_on_request(server, follow):
+    follower = follow(delete_jobs=False)
+    follower.submit(JOB, submission())
+    eventually(lambda: server.jobs)
+    server.end_job(JOB)
+    assert next_change(follower).is_over
+    looks = server.looks
+    follower.follow("another")
+    eventually(lambda: server.looks > looks + 1)
+    assert not server.deleted
+
+
+def test_a_job_is_submitted_once_the_cluster_answers(server, follow):
+    server.broken = True
+    follower = follow()
+    follower.submit(JOB, submission())
+    server.broken = False
+    eventually(lambda: JOB in server.jobs)
+    assert not list(follower.changes())
+
+
+def test_an_outage_ends_no_job(server, follow, caplog):
+    follower = follow()
+    follower.submit(JOB, submission())
+    eventually(lambda: JOB in server.jobs)
+    server.broken = True
+    eventually(lambda: "jobs that run are not affected" in caplog.text)
+    server.jobs[JOB]["status"] = "RUNNING"
+    server.broken = False
+    assert next_change(follower) == Change(JOB, is_over=False)
+
+
+def test_a_refused_job_ends_with_the_reason(server, follow):
+    server.refusal = "entrypoint_memory must be an integer"
+    follower = follow()
+    follower.submit(JOB, submission())
+    change = next_change(follower)
+    assert change.is_over
+    assert "entrypoint_memory must be an integer" in change.problem
+
+
+def test_a_wrong_token_ends_the_job_at_once_and_does_not_end_what_runs(server, follow, place):
+    follower = follow()
+    follower.submit(JOB, submission())
+    eventually(lambda: JOB in server.jobs)
+    server.token = "another"
+    follower.submit("airflow-2", submission("airflow-2"))
+    change = next_change(follower)
+    assert change.job_id == "airflow-2"
+    assert "token" in change.problem
+    place.token = "another"  # as of now in the connection
+    server.jobs[JOB]["status"] = "RUNNING"
+    assert next_change(follower) == Change(JOB, is_over=False)
+
+
+def test_a_job_that_was_submitted_before_is_followed(server, follow):
+    server.jobs[JOB] = {"submission_id": JOB, "status": "RUNNING", "message": ""}
+    follower = follow()
+    follower.submit(JOB, submission())
+    assert next_change(follower) == Change(JOB, is_over=False)
+    assert not server.posted
+
+
+def test_a_revoked_job_is_stopped_and_its_workload_replaced(server, follow):
+    follower = follow()
+    follower.submit(JOB, submission())
+    eventually(lambda: JOB in server.jobs)
+    follower.revoke(JOB)
+    eventually(lambda: server.stopped == [JOB])
+    assert server.packages["airflow-1.zip"] == b"revoked"
+    server.end_job(JOB)
+    looks = server.looks
+    follower.follow("another")
+    eventually(lambda: server.looks > looks + 1)
+    assert JOB not in {change.job_id for change in follower.changes()}
+
+
+def test_a_job_that_is_revoked_during_an_outage_runs_nothing(server, follow):
+    server.broken = True
+    follower = follow()
+    follower.submit(JOB, submission())
+    follower.revoke(JOB)
+    follower.submit("airflow-2", submission("airflow-2"))
+    server.broken = False
+    eventually(lambda: "airflow-2" in server.jobs)
+    # a request was perhaps on its way
+    eventually(lambda: JOB not in server.jobs or server.stopped == [JOB])
+    assert server.packages.get("airflow-1.zip", b"revoked") == b"revoked"
+
+
+def test_a_running_job_that_the_cluster_forgot_is_lost(server, follow):
+    follower = follow()
+    follower.submit(JOB, submission())
+    eventually(lambda: JOB in server.jobs)
+    server.jobs[JOB]["status"] = "RUNNING"
+    assert not next_change(follower).is_over
+    del server.jobs[JOB]
+    assert "no longer has job airflow-1" in next_change(follower).problem
+
+
+def test_a_waiting_job_that_the_cluster_forgot_is_submitted_again(server, follow):
+    follower = follow()
+    follower.submit(JOB, submission())
+    eventually(lambda: JOB in server.jobs)
+    del server.jobs[JOB]
+    eventually(lambda: len(server.posted) > 1)
+    assert not list(follower.changes())
+
+
+def test_many_jobs_are_looked_up_with_one_request(server, follow):
+    follower = follow(poll_seconds=0.2)
+    count = 5 * job_follower.MOST_FINDS
+    for number in range(count):
+        follower.submit(f"airflow-{number}", submission(f"airflow-{number}"))
+    eventually(lambda: len(server.jobs) == count)
+    for job_id in server.jobs:
+        server.end_job(job_id)
+    before = server.looks
+    ended = {next_change(follower).job_id for _ in range(count)}
+    assert len(ended) == count
+    assert server.looks - before < count
+
+
+def test_jobs_of_a_dead_scheduler_are_found_or_the_cluster_is_out_of_reach(server, follow):
+    follower = follow()
+    server.jobs[JOB] = {"submission_id": JOB, "status": "RUNNING", "message": ""}
+    found = follower.find([JOB, "gone"], 30.0)
+    assert found[JOB].status == "RUNNING"
+    assert found["gone"] is None
+    server.token = "another"
+    with pytest.raises(InvalidInputError, match="token"):
+        follower.find([JOB], 30.0)
+
+
+def test_the_end_of_the_scheduler_leaves_jobs_alone(server, follow):
+    follower = follow()
+    follower.submit(JOB, submission())
+    eventually(lambda: JOB in server.jobs)
+    follower.close()
+    assert not server.stopped
+    assert not server.deleted
