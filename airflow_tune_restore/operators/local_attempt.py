@@ -14,6 +14,7 @@ from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.launch.runner_log import RunnerLog
 from airflow_tune_restore.protocol import layout, window
 from airflow_tune_restore.protocol.desk import SHARED_ATTEMPT, Desk
+from airflow_tune_restore.protocol.ray_job import ADDRESS, IN_CLUSTER
 from airflow_tune_restore.protocol.request import (
     RunnerOutcome,
     RunnerProgress,
@@ -253,7 +254,7 @@ class LocalAttempt:
         )
 
     def _settings(self) -> RunnerSettings:
-        address = parse_text(self._operator.ray_address)
+        address = _name_cluster(parse_text(self._operator.ray_address))
         return replace(
             self._operator.runner_settings(),
             address=address,
@@ -262,6 +263,14 @@ class LocalAttempt:
             can_grow=address is not None,
             at_once=self._operator.trials_at_once,
         )
+
+
+def _name_cluster(address: str | None) -> str | None:
+    """Return the address of a cluster. `auto` is that of a job, if this task runs as one.
+
+    In a request, `auto` would mean that the attempt itself was submitted as a job.
+    """
+    return os.environ.get(ADDRESS, address) if address == IN_CLUSTER else address
 
 
 def _new_lines(file: IO[str] | None) -> Iterator[str]:
