@@ -17,12 +17,12 @@ from airflow_tune_restore.runner import signals
 from airflow_tune_restore.runner.tune.private_api import replaced
 
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray for the driver of a submitted job (ray.job_config, 2.60). It has the job's runtime_env, which
-`ray.init` takes over, whatever it connects to."""
+"""Set by Ray for the driver of a submitted job (ray.job_config, 2.60). It has the job's runtime_env, and
+`ray.init` uses that for whatever it starts or joins."""
 
 _OVERRIDE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"
-"""Set to 1, it lets a runtime_env that is given to `ray.init` change that of the job (ray._private.worker,
-2.60). Ray would refuse two values of one variable."""
+"""Set to 1, it lets a runtime_env that is given to `ray.init` change that of the job, instead of an error
+(ray._private.worker, 2.60)."""
 
 TRIAL_ENV = {"PL_DISABLE_FORK": "1"}
 """The environment that Tune gives every trial (ray.tune.execution.class_cache.DEFAULT_ENV_VARS, 2.60)."""
