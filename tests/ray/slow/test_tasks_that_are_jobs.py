@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tests.support import ROOT
 from tests.support.airflow.context import make_context
 from tests.support.experiments.failed import TRAINABLES
 from tests.support.ray.cluster import ray_cluster
-from tests.support.ray.task_of_job import submit
+from tests.support.ray.task_of_job import TaskJob, jobs_of, submit
 from tests.support.waiting import eventually
 
 KIND = "errored"
@@ -103,9 +104,7 @@ def test_coupled_trials_run_to_their_end_in_the_job_that_started_them(
     assert run.outcome(1).result == Result.FINISHED
 
 
-def test_the_runner_of_a_task_that_was_killed_saves_a_snapshot(
-    cluster, experiment, tmp_path, gate
-):
+def test_the_runner_of_a_task_that_was_killed_saves_a_snapshot(cluster, experiment, tmp_path, gate):
     """Ray does not kill what is left of a job whose entrypoint has exited (JobSupervisor, 2.60)."""
     task = plan(experiment)
     task["env"] = {**HEALED, **gate.env}
@@ -120,6 +119,43 @@ def test_the_runner_of_a_task_that_was_killed_saves_a_snapshot(
     assert (outcome.result, outcome.iteration) == (Result.INTERRUPTED, 4)
     key = layout.snapshot_key(attempts.restore_id, attempts.unit, 1)
     assert is_listed(attempts.store, key)
+
+
+GPUS = """
+import os, ray
+from airflow_tune_restore.protocol.request import RunnerRequest
+from airflow_tune_restore.runner import ray_session
+
+def look():
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+request = RunnerRequest(
+    experiment="e", restore_id="r", trial_id="t", attempt=1, trainable="m:t", trainable_name="t",
+    action="resume",
+)
+ray_session.connect(request, {"CPU": 1.0, "GPU": 2.0})
+seen = ray.get(ray.remote(num_cpus=1, num_gpus=1)(look).remote())
+print("SEEN", os.environ["CUDA_VISIBLE_DEVICES"], seen, ray.cluster_resources()["GPU"])
+"""
+
+
+def test_a_private_ray_has_the_gpus_of_the_job_and_no_others(cluster):
+    cluster.add_node(num_cpus=1, num_gpus=2)
+    jobs = jobs_of(cluster)
+    jobs.submit(
+        {
+            "entrypoint": f"python -c {shlex.quote(GPUS)}",
+            "submission_id": "gpu",
+            "entrypoint_num_cpus": 1,
+            "entrypoint_num_gpus": 1,
+        }
+    )
+    job = TaskJob(cluster, "gpu")
+    assert job.end() == "SUCCEEDED", job.log()
+    (line,) = [line for line in job.log().splitlines() if line.startswith("SEEN ")]
+    _, of_job, of_trial, count = line.split()
+    assert of_job in ("5", "6")
+    assert (of_trial, count) == (of_job, "1.0")
 
 
 def entrypoints(restore_id: str) -> list[int]:
