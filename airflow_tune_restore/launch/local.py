@@ -175,8 +175,10 @@ class LocalLauncher:
         run = self.find(request)
         return f"kill {run.pid}" if run is not None else "it was not started"
 
-    def start_detached(self, request: RunnerRequest) -> IO[str]:
-        """Start a runner that outlives this process: several tasks follow it.
+    def start_detached(self, request: RunnerRequest, *, outlives: bool = True) -> IO[str]:
+        """Start a runner that several tasks follow, which may outlive this process.
+
+        If it must not, it saves a snapshot and ends once this process has.
 
         Returns:
             Its output, to be read while it is written. The file lies in a directory that the runner
@@ -187,13 +189,16 @@ class LocalLauncher:
         """
         # the process that made the key file may remove it when it exits
         home, env = self._prepare(copies_key=True)
+        arguments = [*_run_arguments(request), "--home", home.as_posix()]
+        if not outlives:
+            arguments += ["--parent-pid", str(os.getpid())]
         output = home / "output.log"
         with output.open("xb") as out:
             shown = output.open(encoding="utf-8", errors="replace")
             self._hand_over(home)
             try:
                 subprocess.Popen(  # noqa: S603  the arguments are fixed
-                    self._command([*_run_arguments(request), "--home", home.as_posix()]),
+                    self._command(arguments),
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=subprocess.STDOUT,

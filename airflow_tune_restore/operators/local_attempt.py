@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import repeat
 from typing import IO, TYPE_CHECKING
 
 from airflow.sdk import Context
@@ -13,14 +14,22 @@ from airflow_tune_restore.exceptions import LeaseLostError, TrialStoppedError, T
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.launch.runner_log import RunnerLog
 from airflow_tune_restore.protocol import layout, window
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.desk import SHARED_ATTEMPT, Desk
+from airflow_tune_restore.protocol.ray_job import ADDRESS, IN_CLUSTER
 from airflow_tune_restore.protocol.request import (
     RunnerOutcome,
     RunnerProgress,
     RunnerRequest,
 )
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
-from airflow_tune_restore.restore.follow import Follower, ask_to_stop
+from airflow_tune_restore.restore.follow import (
+    POLL_SECONDS,
+    Follower,
+    Heartbeats,
+    ask_to_stop,
+    look_until_ended,
+)
 from airflow_tune_restore.restore.follow_shared import SharedFollower
 from airflow_tune_restore.restore.paused import find_final_outcome
 from airflow_tune_restore.restore.runner_death import LAST_LINES, record_death
@@ -37,9 +46,14 @@ if TYPE_CHECKING:
     from airflow_tune_restore.launch.process import RunnerProcess
     from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask
 
-_POD_OF_EXECUTOR = "AIRFLOW_IS_K8S_EXECUTOR_POD"
-"""Variable that the KubernetesExecutor sets in the pod of a worker, which ends with its task."""
+_OF_ONE_TASK = ("AIRFLOW_IS_K8S_EXECUTOR_POD", "AIRFLOW_IS_EXECUTOR_CONTAINER")
+"""Variables of a worker that ends with its task: a pod of the KubernetesExecutor, a Ray job of the
+RayExecutor, a container of the AwsEcsExecutor or the AwsBatchExecutor."""
 
+STAYS = (
+    "This trial has ended. Its task stays until the whole-experiment run has ended, because the run "
+    "would end with this task's worker."
+)
 STOP_GRACE_SECONDS = 30.0
 """How long a runner that is asked to stop may take to save a snapshot.
 
@@ -129,25 +143,48 @@ class LocalAttempt:
         """Attach to the whole-experiment run, or start it, until this trial has an outcome."""
         task, plan = self._task, self._task.plan
 
+        started: list[int] = []
+
         def start(attempt: int) -> None:
             request = self._claim(layout.WHOLE_EXPERIMENT, attempt)
             self._log.info("Starting the whole-experiment run, attempt %d.", attempt)
             self._start_detached(request)
+            started.append(attempt)
 
         follower = Follower(task.store, plan.restore_id, task.trial_id, start)
+
+        def looks() -> Iterator[RunnerProgress | None]:
+            yield from follower.progress()
+            if started and _ends_with_task():
+                yield from self._stay(started[-1])
+
         place = (task.store, plan.restore_id, task.trial_id)
-        self._follow(follower.progress(), lambda: ask_to_stop(*place))
+        self._follow(looks(), lambda: ask_to_stop(*place))
         assert follower.outcome is not None  # noqa: S101  progress() ends with one
         return follower.outcome
+
+    def _stay(self, attempt: int) -> Iterator[None]:
+        """Wait until a run has ended that would end with this task's worker.
+
+        A task that is killed meanwhile has nothing to stop: its trial has ended. Its run saves a snapshot
+        and ends, and another task starts the next one.
+        """
+        self._ask_to_stop = None
+        self._log.info(STAYS)
+        plan = self._task.plan
+        run = AttemptRecords(self._task.store, plan.restore_id, layout.WHOLE_EXPERIMENT)
+        heartbeats = Heartbeats(run)
+        looks = look_until_ended(lambda: ([], heartbeats.is_over(attempt)), repeat(POLL_SECONDS))
+        return (None for _ in looks)
 
     def _run_shared(self) -> RunnerOutcome | None:
         """Run the trial in a driver that others share; None if it runs alone, in a runner of its own."""
         task, plan, trial_id = self._task, self._task.plan, self._task.trial_id
         if not task.shares_driver:
             return None
-        if os.environ.get(_POD_OF_EXECUTOR):
+        if _ends_with_task():
             self._log.info(
-                "It has a driver of its own: a shared one would end with this task's pod."
+                "It has a driver of its own: a shared one would end with this task's worker."
             )
             return None
         desk = Desk(task.store, plan.restore_id)
@@ -230,7 +267,7 @@ class LocalAttempt:
     def _start_detached(self, request: RunnerRequest) -> None:
         with self._operator.local_launcher(self._task.experiment) as launcher:
             self._close_output()
-            self._output = launcher.start_detached(request)
+            self._output = launcher.start_detached(request, outlives=not _ends_with_task())
 
     def _show_output(self) -> None:
         """Show the output of the shared run if this task started it; results are shown as progress."""
@@ -253,7 +290,7 @@ class LocalAttempt:
         )
 
     def _settings(self) -> RunnerSettings:
-        address = parse_text(self._operator.ray_address)
+        address = _name_cluster(parse_text(self._operator.ray_address))
         return replace(
             self._operator.runner_settings(),
             address=address,
@@ -262,6 +299,19 @@ class LocalAttempt:
             can_grow=address is not None,
             at_once=self._operator.trials_at_once,
         )
+
+
+def _ends_with_task() -> bool:
+    """Whether this task's worker runs no other task, and ends with this one."""
+    return any(map(os.environ.get, _OF_ONE_TASK))
+
+
+def _name_cluster(address: str | None) -> str | None:
+    """Return the address of a cluster. `auto` is that of a job, if this task runs as one.
+
+    In a request, `auto` would mean that the attempt itself was submitted as a job.
+    """
+    return os.environ.get(ADDRESS) or address if address == IN_CLUSTER else address
 
 
 def _new_lines(file: IO[str] | None) -> Iterator[str]:

@@ -26,12 +26,13 @@ class RestoreTrialOperator(PlannedTrialOperator, AttemptOperator):
     force either). The first task starts it, the others hand their trials over. Each trial stays
     independent: it has its own attempt, log, snapshot and outcome, and killing its task stops it alone.
     If the driver dies, the trials that it had begun go on, each in a driver of its own, and so does each
-    retry. A task in a pod of the KubernetesExecutor shares nothing: the driver would end with that pod.
+    retry. A task whose worker ends with it (a pod of the KubernetesExecutor, a job of the RayExecutor)
+    shares nothing: the driver would end with that worker.
 
     If trials depend on each other (strategy `whole_experiment`), all tasks of an experiment share one
     real `Tuner.restore(…).fit()`. The first task starts this run. Each task follows its own trial, and
-    killing a task stops only its trial. The run outlives the task that started it. So it needs a worker
-    that outlives its tasks; a pod of the KubernetesExecutor does not.
+    killing a task stops only its trial. The run outlives the task that started it, unless the worker
+    ends with that task: then the task stays until the run has ended.
 
     Args:
         trial: One item of `BuildRestorePlanOperator`'s output. (templated)

@@ -10,6 +10,9 @@ from airflow_tune_restore.protocol.request import RunnerRequest
 IN_CLUSTER = "auto"
 """The address of the cluster for a runner that is a job of that cluster."""
 
+ADDRESS = "RAY_ADDRESS"
+"""Variable in which Ray names the cluster of a job, to all of its processes."""
+
 SUBMISSION_PREFIX = "tune-restore-"
 
 TASK_PREFIX = "airflow-"

@@ -10,13 +10,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from airflow_tune_restore.protocol.layout import RUNS_OF_MANY
+from airflow_tune_restore.protocol.ray_job import ADDRESS, IN_CLUSTER
 from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.protocol.resources import OBJECT_STORE_BYTES
 from airflow_tune_restore.runner import signals
 from airflow_tune_restore.runner.tune.private_api import replaced
 
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray for the driver of a submitted job (ray.job_config, 2.60)."""
+"""Set by Ray for the driver of a submitted job (ray.job_config, 2.60). It has the job's runtime_env, and
+`ray.init` uses that for whatever it starts or joins."""
+
+_OVERRIDE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"
+"""Set to 1, it lets a runtime_env that is given to `ray.init` change that of the job, instead of an error
+(ray._private.worker, 2.60)."""
 
 TRIAL_ENV = {"PL_DISABLE_FORK": "1"}
 """The environment that Tune gives every trial (ray.tune.execution.class_cache.DEFAULT_ENV_VARS, 2.60)."""
@@ -56,6 +62,8 @@ def connect(request: RunnerRequest, asked: Mapping[str, float]) -> None:
 
     for name, level in _QUIET.items():
         logging.getLogger(name).setLevel(level)
+    if not is_own_job(request):
+        _leave_job(request.address)
     with signals.without_ray_handler():
         if request.address is not None:
             ray.init(address=request.address, runtime_env=_cluster_env(request), log_to_driver=True)
@@ -181,19 +189,32 @@ def _memory(asked: int, object_store: int) -> int:
     return int(max(free, min(asked, utils.get_system_memory())))
 
 
-def is_job() -> bool:
-    """Whether this process is the driver of a submitted Ray job."""
-    return _JOB_CONFIG in os.environ
-
-
 def is_own_job(request: RunnerRequest) -> bool:
-    """Whether this process is a job that runs the attempt on the job's own cluster."""
-    return is_job() and request.address is not None
+    """Whether this process is a job that runs the attempt on the job's own cluster.
+
+    The runner of a task that is itself a job has the job's variables, too. Its request names no cluster,
+    or a cluster by its address.
+    """
+    return _JOB_CONFIG in os.environ and request.address == IN_CLUSTER
+
+
+def _leave_job(address: str | None) -> None:
+    """Forget the job around this runner, which its task may be, unless it joins the job's cluster.
+
+    The job's runtime_env has packages that only the job's cluster has.
+    """
+    if _JOB_CONFIG not in os.environ:
+        return
+    if address == os.environ.get(ADDRESS):
+        os.environ.setdefault(_OVERRIDE, "1")
+        return
+    for name in (_JOB_CONFIG, ADDRESS):
+        os.environ.pop(name, None)
 
 
 def _cluster_env(request: RunnerRequest) -> dict[str, Any] | None:
     """Let workers of the cluster import the same modules; a private Ray inherits the environment."""
-    if is_job():
+    if is_own_job(request):
         return None  # its workers have the same runtime_env
     path = os.environ.get("PYTHONPATH")
     return request.runtime_env or ({"env_vars": {"PYTHONPATH": path}} if path else {})

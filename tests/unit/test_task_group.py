@@ -196,6 +196,15 @@ def test_arguments_of_the_sensor_the_plan_and_every_task_work_directly():
     assert dag.task_group.get_child_by_label("restore").group_display_name == "Restore"
 
 
+def test_an_executor_of_the_trials_is_that_of_no_other_task():
+    """`executor_config` cannot be mapped: all trials have the same."""
+    on_ray = {"executor": "RayExecutor", "executor_config": {"num_cpus": 2}}
+    dag = dag_with(prefix="/data", trial_args=on_ray)
+    found = {task.task_id: (task.executor, task.executor_config) for task in dag.tasks}
+    assert found.pop("restore.trial") == tuple(on_ray.values())
+    assert all(executor is None and not config for executor, config in found.values())
+
+
 def test_they_survive_serialization_and_win_over_default_args():
     with DAG("d", default_args={"retries": 7, "pool": "a"}) as dag:
         TuneRestoreTaskGroup(trainable="a:b", prefix="/data", retries=2, default_args={"pool": "b"})

@@ -6,7 +6,7 @@ from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.runner.given import as_trainable
 from airflow_tune_restore.runner.loading import Loaded
-from airflow_tune_restore.runner.ray_session import is_job
+from airflow_tune_restore.runner.ray_session import is_own_job
 from airflow_tune_restore.runner.tune.controller import AttemptContext, GuardedController
 from airflow_tune_restore.runner.tune.experiment_controller import ExperimentController
 from airflow_tune_restore.runner.tune.shared_context import SharedContext
@@ -62,7 +62,7 @@ def _without_credentials(request: RunnerRequest) -> list[tuple[Any, str, Any]]:
     """
     from ray.tune.execution import class_cache
 
-    if request.address is not None and not is_job():
+    if request.address is not None and not is_own_job(request):
         return []
     names = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
     return [(class_cache, "ENV_VARS_TO_PROPAGATE", names)]

@@ -11,6 +11,8 @@ from tests.support.kubernetes.pods import pod_context
 from tests.support.kubernetes.stand_in import BOTH
 
 SOON = {"startup_timeout_seconds": 1, "schedule_timeout_seconds": 1}
+ON_ITS_NODE = {**SOON, "schedule_timeout_seconds": 600}
+"""It waits on its node for a second, however late it comes there."""
 
 
 def refused(trial, *, deferred: bool, kind=AirflowException, **more) -> str:
@@ -40,7 +42,7 @@ def test_a_secret_that_is_missing_is_named(trial, api, deferred):
     secret = models.V1EnvFromSource(
         secret_ref=models.V1SecretEnvSource(name="tune-restore-storage")
     )
-    message = refused(trial, deferred=deferred, env_from=[secret], **SOON)
+    message = refused(trial, deferred=deferred, env_from=[secret], **ON_ITS_NODE)
     assert 'CreateContainerConfigError): secret "tune-restore-storage" not found' in message
     api.wait_for(lambda pods: not pods)
 
@@ -48,7 +50,7 @@ def test_a_secret_that_is_missing_is_named(trial, api, deferred):
 @BOTH
 def test_a_secret_that_is_missing_for_a_volume_is_named(trial, api, deferred):
     message = refused(
-        trial, deferred=deferred, secrets=[Secret("volume", "/keys", "files")], **SOON
+        trial, deferred=deferred, secrets=[Secret("volume", "/keys", "files")], **ON_ITS_NODE
     )
     assert 'secret "files" not found (FailedMount)' in message
     api.wait_for(lambda pods: not pods)

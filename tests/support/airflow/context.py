@@ -50,6 +50,7 @@ class FakeLauncher:
         self.checked: list[CheckRequest] = []
         self.stopped: list[float] = []
         self.arguments: dict[str, Any] = {}
+        self.outlives = True
 
     def build(self, name: str, **arguments: Any) -> "FakeLauncher":
         """Take the place of `build_launcher`."""
@@ -71,6 +72,7 @@ class FakeLauncher:
             lines=lambda: iter(self.said), wait=lambda: 0, stop=self.stopped.append
         )
 
-    def start_detached(self, request: Any) -> Any:
+    def start_detached(self, request: Any, *, outlives: bool = True) -> Any:
+        self.outlives = outlives
         self.start(request)
         return StringIO("".join(f"{line}\n" for line in self.said))

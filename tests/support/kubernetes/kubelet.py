@@ -199,9 +199,13 @@ class Kubelet:
             self._tell_no_room(life)
             if life.wanted_gone.wait(0.1):
                 return False
-        pod["spec"]["nodeName"] = NODE
-        self._condition(pod, "PodScheduled")
-        self.api.report(pod, "Scheduled", f"Successfully assigned {life.name} to {NODE}")
+        with self.api.lock:  # a container that cannot be made says so as soon as the pod has a node
+            pod["spec"]["nodeName"] = NODE
+            self._condition(pod, "PodScheduled")
+            self.api.report(pod, "Scheduled", f"Successfully assigned {life.name} to {NODE}")
+            if self.rejects is None and self.is_reachable.is_set():
+                for container in life.containers:
+                    self._prepare(life, container)
         return True
 
     def _tell_no_room(self, life: PodLife) -> None:
@@ -248,20 +252,23 @@ class Kubelet:
 
     def _start(self, life: PodLife, container: Container) -> bool:
         """Start a container, as soon as it can be."""
-        while True:
-            try:
-                self._mount(life, container.spec)
-                env = self._environment(life.pod, container.spec)
-                break
-            except NotStartable as error:
-                container.wait_with(error)
-                self._report(life)
-                reason = "FailedMount" if "MountVolume" in str(error) else "Failed"
-                self.api.report(life.pod, reason, str(error), "Warning")
-                if life.wanted_gone.wait(0.5) or life.is_condemned:
-                    return False
+        while (env := self._prepare(life, container)) is None:
+            if life.wanted_gone.wait(0.5) or life.is_condemned:
+                return False
         container.start(env, life.home)
         return True
+
+    def _prepare(self, life: PodLife, container: Container) -> dict[str, str] | None:
+        """Mount its volumes and return its environment; None, and report why, if it cannot be made."""
+        try:
+            self._mount(life, container.spec)
+            return self._environment(life.pod, container.spec)
+        except NotStartable as error:
+            container.wait_with(error)
+            self._report(life)
+            reason = "FailedMount" if "MountVolume" in str(error) else "Failed"
+            self.api.report(life.pod, reason, str(error), "Warning")
+            return None
 
     def _report(self, life: PodLife) -> None:
         """Report containers and phase, as soon as the node is reachable.

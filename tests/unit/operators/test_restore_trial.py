@@ -1,16 +1,21 @@
 """One trial: the request of its runner, its log, and the result of the task for each outcome."""
 
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 from airflow.sdk import DAG
 
 from airflow_tune_restore.hooks.airflow_errors import package_error_behind
 from airflow_tune_restore.launch.log_lines import describe_line
+from airflow_tune_restore.operators import local_attempt
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.ray_job import job_of
+from airflow_tune_restore.protocol.records import is_listed
 from airflow_tune_restore.protocol.request import Result, RunnerProgress, RunnerRequest
+from airflow_tune_restore.restore.follow import Follower, look_until_ended
 from airflow_tune_restore.restore.ledger import read_failures
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.version_compat import (
@@ -288,8 +293,9 @@ def test_a_private_ray_is_not_asked_for_more_memory(item, launcher, store, capfd
 
 
 @pytest.fixture
-def shared(errored):
-    """One trial of a whole-experiment run."""
+def shared(errored, monkeypatch):
+    """One trial of a whole-experiment run, whose task looks without pauses."""
+    monkeypatch.setattr(local_attempt, "Follower", partial(Follower, sleep=lambda _seconds: None))
     operator = BuildRestorePlanOperator(
         task_id="plan", experiments=str(errored), resume_errored=True, stale_after=0,
         strategy="whole_experiment",
@@ -311,6 +317,76 @@ def test_the_first_task_of_a_shared_run_starts_it_and_shows_its_output(
     log = capfd.readouterr().out
     assert ("a plain line" in log, "iteration 4" in log) == (True, False)
     assert launcher.stopped == []
+
+
+def test_the_run_that_a_task_starts_outlives_it_on_a_worker_that_does(shared, launcher, store):
+    launcher.on_start = lambda request: leave_outcome(
+        store, Attempt(request.restore_id, "a3"), Result.FINISHED
+    )
+    trial(shared).execute(make_context())
+    assert launcher.outlives
+
+
+@pytest.mark.parametrize(
+    "variable", ["AIRFLOW_IS_K8S_EXECUTOR_POD", "AIRFLOW_IS_EXECUTOR_CONTAINER"]
+)
+def test_a_task_whose_worker_ends_with_it_stays_until_its_run_has_ended(
+    shared, launcher, store, monkeypatch, capfd, variable
+):
+    monkeypatch.setenv(variable, "True")
+    launcher.on_start = lambda request: leave_outcome(
+        store, Attempt(request.restore_id, "a3"), Result.FINISHED
+    )
+    looks = iter(range(3))
+
+    def wait(_seconds: float) -> None:
+        if next(looks) == 2:  # long after the trial
+            leave_outcome(
+                store, Attempt(shared["restore_id"], layout.WHOLE_EXPERIMENT), Result.FINISHED
+            )
+
+    monkeypatch.setattr(local_attempt, "look_until_ended", partial(look_until_ended, sleep=wait))
+    operator = trial(shared)
+    assert operator.execute(make_context())["trial_id"] == "a3"
+    assert next(looks, "all") == "all"
+    assert not launcher.outlives
+    assert "Its task stays until the whole-experiment run has ended" in capfd.readouterr().out
+
+
+def test_a_kill_of_a_task_that_only_stays_stops_no_trial(shared, launcher, store, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_IS_EXECUTOR_CONTAINER", "true")
+    launcher.on_start = lambda request: leave_outcome(
+        store, Attempt(request.restore_id, "a3"), Result.FINISHED
+    )
+    operator = trial(shared)
+
+    def kill(_seconds: float) -> None:
+        operator.on_kill()
+        raise AirflowTaskTimeout
+
+    monkeypatch.setattr(local_attempt, "look_until_ended", partial(look_until_ended, sleep=kill))
+    with pytest.raises(AirflowTaskTimeout):
+        operator.execute(make_context())
+    assert not is_listed(store, layout.stop_key(shared["restore_id"], 1, "a3"))
+    # the next try has the outcome at once
+    assert trial(shared).execute(make_context())["trial_id"] == "a3"
+    assert len(launcher.requests) == 1
+
+
+def test_a_task_that_is_a_ray_job_joins_the_cluster_of_that_job(item, launcher, store, monkeypatch):
+    """`auto` in a request would mean that the attempt itself was submitted as a job."""
+    launcher.on_start = ending(store, Result.FAILED)
+    for address, variable, expected in (
+        ("auto", "10.0.0.1:6379", "10.0.0.1:6379"),
+        ("auto", "", "auto"),
+        ("ray://other:10001", "10.0.0.1:6379", "ray://other:10001"),
+        (None, "10.0.0.1:6379", None),
+    ):
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+        with pytest.raises(AirflowException):
+            trial(item, ray_address=address).execute(make_context())
+        assert launcher.requests[-1].address == expected
+        assert job_of(launcher.requests[-1]) is None or not variable
 
 
 @pytest.mark.parametrize("result", [Result.FINISHED, Result.FAILED])

@@ -256,15 +256,18 @@ def test_a_timeout_stops_its_trial_alone(item, launcher, store, monkeypatch):
     assert (stopped.trial_id, stopped.attempt) == ("a3", 1)
 
 
-def test_a_task_in_a_pod_of_the_kubernetes_executor_shares_nothing(
-    item, launcher, store, monkeypatch, capfd
+@pytest.mark.parametrize(
+    "variable", ["AIRFLOW_IS_K8S_EXECUTOR_POD", "AIRFLOW_IS_EXECUTOR_CONTAINER"]
+)
+def test_a_task_shares_nothing_whose_worker_ends_with_it(
+    item, launcher, store, monkeypatch, capfd, variable
 ):
-    """A detached driver would end with the pod, that is with the task that started it."""
-    monkeypatch.setenv("AIRFLOW_IS_K8S_EXECUTOR_POD", "True")
+    """A pod of the KubernetesExecutor, a job of the RayExecutor: a detached driver would end with it."""
+    monkeypatch.setenv(variable, "True")
     launcher.on_start = driver_that(store, ending(store, Result.FINISHED))
     trial(item).execute(make_context())
     assert units(launcher) == [("a3", 1)]
-    assert "a shared one would end with this task's pod" in capfd.readouterr().out
+    assert "a shared one would end with this task's worker" in capfd.readouterr().out
 
 
 def test_a_trial_that_shares_with_nobody_has_a_driver_of_its_own(errored, launcher, store):

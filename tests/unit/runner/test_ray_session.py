@@ -88,6 +88,45 @@ def test_memory_is_what_is_asked_for_as_far_as_the_machine_has_it(starts, monkey
         assert starts[-1]["_memory"] == given * 1024**2
 
 
+@pytest.fixture
+def in_a_job(monkeypatch):
+    """The variables of a Ray job, which a task may be, and so the runner's parent."""
+    monkeypatch.setenv(
+        "RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"py_modules": ["gcs://x"]}}'
+    )
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("PYTHONPATH", "/code")
+    monkeypatch.setenv("RAY_OVERRIDE_JOB_RUNTIME_ENV", "")  # so that it is as before after the test
+    monkeypatch.delenv("RAY_OVERRIDE_JOB_RUNTIME_ENV")
+
+
+@pytest.mark.usefixtures("in_a_job")
+@pytest.mark.parametrize("address", [None, "10.0.0.2:6379"])
+def test_a_ray_elsewhere_takes_nothing_from_the_job_around_the_runner(starts, address):
+    """The packages of the job's runtime_env are in its own cluster only."""
+    ray_session.connect(replace(REQUEST, address=address), {"CPU": 1.0})
+    assert starts[0]["address"] == (address or "local")
+    assert not {"RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_ADDRESS"} & set(os.environ)
+
+
+@pytest.mark.usefixtures("in_a_job")
+def test_a_runner_that_joins_the_cluster_of_the_job_around_it_adds_to_the_jobs_runtime_env(starts):
+    request = replace(REQUEST, address="10.0.0.1:6379")
+    ray_session.connect(request, {"CPU": 1.0})
+    assert starts[0]["runtime_env"] == {"env_vars": {"PYTHONPATH": "/code"}}
+    assert os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] == "1"
+    assert "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    assert not ray_session.is_own_job(request)
+
+
+@pytest.mark.usefixtures("in_a_job")
+def test_a_runner_that_is_a_job_has_the_jobs_runtime_env(starts):
+    request = replace(REQUEST, address="auto")
+    ray_session.connect(request, {"CPU": 1.0})
+    assert starts[0]["runtime_env"] is None
+    assert ray_session.is_own_job(request)
+
+
 def test_rays_lines_that_only_repeat_are_not_printed_and_its_warnings_are(starts):
     from ray._private import worker
     from ray._private.authentication import authentication_token_setup
