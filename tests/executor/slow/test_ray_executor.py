@@ -1,4 +1,4 @@
-"""RayExecutor on the oldest Airflow, on this one and on the newest: what goes wrong, and that nothing runs twice.
+"""What goes wrong around RayExecutor, on the oldest, this and the newest Airflow: nothing runs twice.
 
 A real Ray head with token authentication, and a real Airflow whose scheduler can die alone. They share no
 folder of logs, and the nodes have no database.
@@ -19,7 +19,7 @@ import pytest
 from tests.matrix.environments import AIRFLOWS, airflow_python
 from tests.support import rest
 from tests.support.airflow import workload_tokens
-from tests.support.airflow.on_ray import ALIAS, CLASS, OnRay, airflow_on_ray
+from tests.support.airflow.on_ray import CLASS, OnRay, airflow_on_ray
 
 OLDEST, NEWEST = next(iter(AIRFLOWS)), next(reversed(AIRFLOWS))
 HEALTHY_SECONDS = 12.0
@@ -38,7 +38,7 @@ def site(request, tmp_path_factory) -> Iterator[OnRay]:
 def begin(site, tmp_path):
     """Start a run of a DAG, in a directory of its own."""
     numbers = itertools.count()
-    return lambda dag_id: site.begin(dag_id, tmp_path / str(next(numbers)))
+    return lambda dag_id, **given: site.begin(dag_id, tmp_path / str(next(numbers)), **given)
 
 
 def test_needs_and_variables_reach_the_job_and_other_executors_run_beside(site, begin):
@@ -48,7 +48,11 @@ def test_needs_and_variables_reach_the_job_and_other_executors_run_beside(site, 
     assert [run.lines(name) for name in ("on_ray", "local", "fails")] == [["ran"]] * 3
     assert sorted(run.jobs().values()) == ["SUCCEEDED", "SUCCEEDED"]
     actors = site.cluster.call("/api/v0/actors?detail=true")["data"]["result"]["result"]
-    of_jobs = [each["required_resources"] for each in actors if any(id_ in each["name"] for id_ in run.jobs())]
+    of_jobs = [
+        each["required_resources"]
+        for each in actors
+        if any(id_ in each["name"] for id_ in run.jobs())
+    ]
     needed = {"CPU": 0.25, "memory": 200 * 1024**2, "node:__internal_head__": 0.001}
     assert needed in of_jobs
     assert {"CPU": 0.5} in of_jobs
@@ -88,16 +92,26 @@ def test_the_token_of_a_task_is_shown_nowhere(site, begin):
     assert workload_tokens.processes_with_token(task) == []
     assert workload_tokens.files_with_token(site.cluster.scratch, task) == []
     assert workload_tokens.files_with_token(site.airflow.home, task) == []
-    for path in ("/api/jobs/", f"/api/jobs/{job}", f"/api/jobs/{job}/logs", "/api/v0/actors?detail=true",
-                 "/api/v0/runtime_envs?detail=true", "/api/v0/workers?detail=true"):
-        assert not workload_tokens.has_token(json.dumps(site.cluster.call(path)).encode(), task), path
+    for path in (
+        "/api/jobs/",
+        f"/api/jobs/{job}",
+        f"/api/jobs/{job}/logs",
+        "/api/v0/actors?detail=true",
+        "/api/v0/runtime_envs?detail=true",
+        "/api/v0/workers?detail=true",
+    ):
+        assert not workload_tokens.has_token(json.dumps(site.cluster.call(path)).encode(), task), (
+            path
+        )
     run.go_on()
     assert run.finish() == {"waiting": ["success"]}
 
 
 def test_a_token_that_is_shown_would_be_found(tmp_path):
     """What the test above looks with."""
-    claims = base64.urlsafe_b64encode(json.dumps({"sub": "this-task"}).encode()).decode().rstrip("=")
+    claims = (
+        base64.urlsafe_b64encode(json.dumps({"sub": "this-task"}).encode()).decode().rstrip("=")
+    )
     token = f"eyJhbGciOiJIUzI1NiJ9.{claims}.c2lnbmF0dXJl"
     (tmp_path / "log").write_text(f"token={token}\n")
     assert workload_tokens.files_with_token(tmp_path, "this-task") == [tmp_path / "log"]
@@ -192,8 +206,7 @@ def test_a_task_that_is_marked_failed_before_its_job_has_a_place_never_runs(site
     beside.go_on()
     assert beside.finish() == {"waiting": ["success"]}
     with site.late_node():
-        pending = set(runs[0].jobs()) - set(beside.jobs())
-        site.airflow.eventually(lambda: not {"PENDING", "RUNNING"} & site.statuses(pending))
+        site.wait_for_ends(runs[0].jobs())
     assert [run.lines("placed") for run in runs] == [[]] * 4
 
 
@@ -204,7 +217,7 @@ def test_a_task_that_is_cleared_before_its_job_has_a_place_runs_once(site, begin
     site.airflow.eventually(lambda: set(run.jobs()) - {first})
     with site.late_node():
         assert run.finish() == {"placed": ["success"]}
-        site.airflow.eventually(lambda: not {"PENDING", "RUNNING"} & site.statuses(run.jobs()))
+        site.wait_for_ends(run.jobs())
     assert run.lines("placed") == ["ran"]
 
 
@@ -222,14 +235,15 @@ def test_a_head_that_is_lost_fails_its_tasks_and_the_next_ones_succeed(site, beg
 def test_a_silent_cluster_stops_neither_the_scheduler_nor_other_executors(site, begin):
     followed = begin("waits")
     followed.wait_for_line("waiting")
-    with site.silenced():
-        submitted = site.begin_unseen("waits", followed.place.with_name("submitted"))
+    earlier = site.jobs()
+    with site.cluster.silenced():
+        submitted = begin("waits", earlier=earlier)
         site.airflow.eventually(lambda: submitted.task("waiting")["state"] == "queued")
         deadline = time.monotonic() + 2 * HEALTHY_SECONDS
         while time.monotonic() < deadline:
             assert site.airflow.is_healthy("scheduler")
             time.sleep(1)
-        local = site.begin_unseen("only_local", followed.place.with_name("local"))
+        local = begin("only_local", earlier=earlier)
         assert local.finish() == {"beside_the_cluster": ["success"]}
     for run in (followed, submitted):
         run.go_on()
@@ -241,10 +255,9 @@ def test_a_scheduler_starts_without_its_cluster(site, begin):
     site.airflow.terminate_scheduler()
     site.cluster.end()
     site.airflow.start_scheduler()
-    begun = time.monotonic()
-    local = site.begin_unseen("only_local", begin.keywords["place"] / "local")
+    local = begin("only_local", earlier=())
     assert local.finish() == {"beside_the_cluster": ["success"]}
-    run = site.begin_unseen("waits", begin.keywords["place"] / "waits")
+    run = begin("waits", earlier=())
     site.airflow.eventually(lambda: run.task("waiting")["state"] == "queued")
     site.restart_head()
     check_it_ran_once(run)

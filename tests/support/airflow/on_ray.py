@@ -1,13 +1,15 @@
-"""An Airflow in parts whose tasks run on a Ray cluster. They share no folder, and only Airflow has a database."""
+"""An Airflow in parts whose tasks run on a Ray cluster, which has neither its database nor its logs."""
 
 import contextlib
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from airflow_tune_restore.launch.process import kill_session
 from tests.support import ROOT
 from tests.support.airflow.parts import AirflowInParts, airflow_in_parts
 from tests.support.ray.cluster import RayCluster, ray_cluster
@@ -43,7 +45,7 @@ class Run:
         self.site.airflow.eventually(lambda: self.lines(name), every=0.2)
 
     def wait_for_job(self, status: str) -> str:
-        """Wait until a job of it has a status, and return its id."""
+        """Wait until a job since it began has a status, and return its id."""
         return self.site.airflow.eventually(
             lambda: next((id_ for id_, each in self.jobs().items() if each == status), None)
         )
@@ -83,13 +85,14 @@ class OnRay:
     airflow: AirflowInParts
     cluster: RayCluster
 
-    def begin(self, dag_id: str, place: Path) -> Run:
-        """Start a run of a DAG whose tasks leave lines in a directory."""
-        place.mkdir(exist_ok=True)
-        earlier = frozenset(self.jobs())
-        return Run(
-            self, dag_id, self.airflow.trigger(dag_id, {"place": str(place)}), place, earlier
-        )
+    def begin(self, dag_id: str, place: Path, earlier: Collection[str] | None = None) -> Run:
+        """Start a run of a DAG whose tasks leave lines in a directory.
+
+        `earlier` has the jobs that are older, where the cluster cannot be asked.
+        """
+        place.mkdir()
+        older = frozenset(self.jobs() if earlier is None else earlier)
+        return Run(self, dag_id, self.airflow.trigger(dag_id, {"place": str(place)}), place, older)
 
     def jobs(self) -> dict[str, str]:
         """Return the status of each job of an Airflow task."""
@@ -99,6 +102,23 @@ class OnRay:
     def restart_head(self) -> None:
         """Start the head that was ended anew."""
         self.cluster.start_head(num_cpus=CPUS)
+
+    def wait_for_ends(self, jobs: Collection[str]) -> None:
+        """Wait until no job of these waits or runs."""
+        self.airflow.eventually(
+            lambda: not {"PENDING", "RUNNING"} & {self.jobs().get(id_) for id_ in jobs}
+        )
+
+    @contextlib.contextmanager
+    def late_node(self) -> Iterator[None]:
+        """Add the node that `needs_a_node` needs, for a while."""
+        node = self.cluster.add_node(num_cpus=CPUS, resources=json.dumps({"late": CPUS}))
+        try:
+            yield
+        finally:
+            kill_session(node.pid)
+            node.wait()
+            self.cluster.nodes.remove(node)
 
     @contextlib.contextmanager
     def adoption(self, *tasks: tuple[Run, str]) -> Iterator[None]:

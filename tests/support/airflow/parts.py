@@ -1,4 +1,4 @@
-"""A real Airflow whose parts are processes of their own: one of them can die alone, or get other settings."""
+"""A real Airflow whose parts are processes of their own: its scheduler can die alone."""
 
 import contextlib
 import signal
