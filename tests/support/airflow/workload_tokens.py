@@ -1,4 +1,4 @@
-"""Finds the token that Airflow gives to a task: in texts, in files, and in all processes of this machine."""
+"""Finds the token of a task in texts, in files, and in all processes of this machine."""
 
 import base64
 import contextlib
