@@ -119,6 +119,12 @@ class OnRay:
             kill_session(node.pid)
             node.wait()
             self.cluster.nodes.remove(node)
+            # Ray starts jobs on a node that has died until it has missed it
+            self.airflow.eventually(lambda: self._nodes() == 1)
+
+    def _nodes(self) -> int:
+        found = self.cluster.call("/api/v0/nodes")["data"]["result"]["result"]
+        return sum(node["state"] == "ALIVE" for node in found)
 
     @contextlib.contextmanager
     def adoption(self, *tasks: tuple[Run, str]) -> Iterator[None]:
