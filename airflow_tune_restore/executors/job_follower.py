@@ -308,7 +308,7 @@ class JobFollower:
     async def _ask_until_answered(
         self, ask: Callable[[], Awaitable[_T]], is_off: Callable[[], bool]
     ) -> _T | None:
-        """Return the answer, however long the cluster is out of reach; None if it is no longer wanted.
+        """Return the answer, however long the cluster is out of reach; None if nobody wants it now.
 
         Raises:
             InvalidInputError: If the cluster refuses, also with the connection of now.

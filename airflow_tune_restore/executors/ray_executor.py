@@ -99,7 +99,7 @@ class RayExecutor(BaseExecutor):
         return "_follower" in self.__dict__
 
     def start(self) -> None:
-        """Read the configuration and begin to follow jobs. A cluster out of reach is no error."""
+        """Read the configuration and begin to follow jobs. A cluster out of reach is not an error."""
         try:
             _ = self._follower
         except InvalidInputError as error:
