@@ -128,9 +128,9 @@ class JobFollower:
 
         self._loop.call_soon_threadsafe(begin)
 
-    def follow(self, job_id: str) -> None:
-        """Follow a job that another scheduler submitted."""
-        self._loop.call_soon_threadsafe(self._followed.setdefault, job_id, _Job())
+    def follow(self, job_id: str, status: JobState) -> None:
+        """Follow a job that another scheduler submitted, and that had this status."""
+        self._loop.call_soon_threadsafe(self._followed.setdefault, job_id, _Job(status=status))
 
     def revoke(self, job_id: str) -> None:
         """Stop a job, or do not submit it. Its changes are no longer reported.
