@@ -342,11 +342,13 @@ class JobFollower:
         """
         self._warn(error)
         api = self._api
-        if (
-            api is None
-            or not isinstance(error, InvalidInputError)
-            or self._connect() == api.cluster
-        ):
+        if api is None or not isinstance(error, InvalidInputError):
+            return False
+        try:
+            if self._connect() == api.cluster:
+                return False
+        except InvalidInputError as unusable:
+            self._warn(unusable)
             return False
         self._api = None
         await api.close()
