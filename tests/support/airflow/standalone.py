@@ -13,10 +13,10 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tests.support import ROOT, rest
 from tests.support.storage.servers import free_port
@@ -35,6 +35,9 @@ class Airflow:
         python: The interpreter that has Airflow.
         admin: Name and password of an admin; None where everybody is one.
     """
+
+    parts: tuple[str, ...] = ("scheduler", "triggerer", "dag_processor")
+    """What must be healthy before it is up, beside its database."""
 
     def __init__(
         self,
@@ -65,18 +68,18 @@ class Airflow:
         """Call the REST API (v2) and return the decoded answer."""
         return rest.call(f"{self.url}{path}", self._token, method=method, body=body)
 
-    def start(self, *command: str) -> None:
-        """Start another part of it."""
-        with (self.home / "standalone.log").open("ab") as log:
-            self.started.append(
-                subprocess.Popen(
-                    [self._python, "-m", "airflow", *command],
-                    env=self._env,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+    def start(self, *command: str) -> "subprocess.Popen[bytes]":
+        """Start another part of it, as the leader of a session."""
+        with (self.home / "standalone.log").open("ab") as log:  # all its parts append to it
+            part = subprocess.Popen(
+                [self._python, "-m", "airflow", *command],
+                env=self._env,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
+        self.started.append(part)
+        return part
 
     def wait_for_database(self) -> None:
         """Block until `standalone` has made its tables."""
@@ -95,13 +98,15 @@ class Airflow:
             with contextlib.suppress(OSError, KeyError, ValueError):
                 for server in (self.base, self.url):
                     rest.call(f"{server}/api/v2/version", patience=0)
-                health = self.call("GET", "/api/v2/monitor/health")
-                parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
-                if all(health[part]["status"] == "healthy" for part in parts):
+                if all(self.is_healthy(part) for part in ("metadatabase", *self.parts)):
                     self._token = self._log_in()
                     return
             time.sleep(0.5)
         raise RuntimeError(f"Airflow did not come up:\n{self.log_tail()}")
+
+    def is_healthy(self, part: str) -> bool:
+        """Return whether a part's last heartbeat is recent."""
+        return self.call("GET", "/api/v2/monitor/health")[part]["status"] == "healthy"
 
     def token_of(self, name: str, password: str) -> str:
         """Return the token of a user."""
@@ -197,6 +202,17 @@ class Airflow:
             "task_ids": [task_id], "include_downstream": True,
         }  # fmt: skip
         self.call("POST", f"/api/v2/dags/{dag_id}/clearTaskInstances", body)
+
+    def mark_failed(self, dag_id: str, run_id: str, task_id: str) -> None:
+        """Mark a task failed, as a user does in the UI."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
+        self.call("PATCH", path, {"new_state": "failed"})
+
+    def shown_log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1) -> str:
+        """Return the log of a try as the UI gets it, one event a line."""
+        task = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
+        events = self.call("GET", f"{task}/logs/{try_number}?full_content=true")["content"]
+        return "\n".join(str(event.get("event", "")) for event in events)
 
     def state(self, dag_id: str, run_id: str) -> str:
         """Return the state of a run."""
@@ -310,37 +326,26 @@ class Airflow:
         return (self.home / "standalone.log").read_text(errors="replace")[-6000:]
 
 
-@contextlib.contextmanager
-def airflow(
-    home: Path,
-    dags: Path = ROOT / "dags",
-    *,
-    python: str = sys.executable,
-    path: str = "",
-    admin: tuple[str, str] | None = None,
-    **extra: str,
-) -> Iterator[Airflow]:
-    """Run Airflow in `home` with the DAGs of a folder, and end it.
+def environment(
+    home: Path, dags: Path, url: str, python: str, *, is_open: bool = True, **extra: str
+) -> dict[str, str]:
+    """Return the variables of all processes of an Airflow whose API server listens at a base URL.
 
-    `path` is that of its base URL. The rest is as in `Airflow`; `extra` goes into the environment.
+    Where it is open, everybody is an admin.
     """
-    home.mkdir(parents=True, exist_ok=True)
-    port = free_port()
-    url = f"http://localhost:{port}{path}"
-    for_us = free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
-    env |= {
+    return env | {
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__PARALLELISM": "4",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": str(admin is None),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": str(is_open),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
         # SQLite gives up a lock after 5 s, and none of the processes would ask again
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db?timeout=120",
         "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "2",
         "AIRFLOW__API__HOST": "127.0.0.1",
-        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__PORT": str(urlsplit(url).port),
         "AIRFLOW__API__BASE_URL": url,
         "AIRFLOW__API__WORKERS": "1",
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
@@ -359,7 +364,27 @@ def airflow(
         "PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}",
         **extra,
     }
-    with (home / "standalone.log").open("ab") as log:  # all its parts append to it
+
+
+@contextlib.contextmanager
+def airflow(
+    home: Path,
+    dags: Path = ROOT / "dags",
+    *,
+    python: str = sys.executable,
+    path: str = "",
+    admin: tuple[str, str] | None = None,
+    **extra: str,
+) -> Iterator[Airflow]:
+    """Run Airflow in `home` with the DAGs of a folder, and end it.
+
+    `path` is that of its base URL. The rest is as in `Airflow`; `extra` goes into the environment.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    url = f"http://localhost:{free_port()}{path}"
+    for_us = free_port()
+    env = environment(home, dags, url, python, is_open=admin is None, **extra)
+    with (home / "standalone.log").open("ab") as log:
         process = subprocess.Popen(
             [python, "-m", "airflow", "standalone"],
             env=env,

@@ -33,6 +33,7 @@ class RayCluster:
         env: What its processes were started with.
         ports: Of the head.
         scratch: Where everything of it lies.
+        python: The interpreter of its nodes, and of jobs.
     """
 
     address: str
@@ -41,6 +42,7 @@ class RayCluster:
     env: dict[str, str] = field(repr=False)
     ports: dict[str, int]
     scratch: Path
+    python: str = sys.executable
     nodes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     @property
@@ -112,7 +114,7 @@ class RayCluster:
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
         with (self.scratch / "nodes.log").open("ab") as log:
             node = subprocess.Popen(
-                [Path(sys.executable).with_name("ray").as_posix(), "start", "--block",
+                [Path(self.python).with_name("ray").as_posix(), "start", "--block",
                  "--disable-usage-stats", f"--object-store-memory={100 * 1024**2}",
                  *arguments, *flags],
                 env=self.env, cwd=self.scratch, stdout=log, stderr=log, start_new_session=True,
@@ -129,7 +131,9 @@ def _command(pid: int) -> bytes:
 
 
 @contextlib.contextmanager
-def ray_cluster(env: Mapping[str, str], num_cpus: int = 2) -> Iterator[RayCluster]:
+def ray_cluster(
+    env: Mapping[str, str], num_cpus: int = 2, python: str = sys.executable
+) -> Iterator[RayCluster]:
     """Start a head with authentication on; `env` is what its processes, and so jobs, find."""
     scratch = Path(tempfile.mkdtemp(prefix="rc", dir="/tmp"))  # short: sockets lie below it
     token = secrets.token_hex(32)
@@ -138,7 +142,7 @@ def ray_cluster(env: Mapping[str, str], num_cpus: int = 2) -> Iterator[RayCluste
     own = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "AWS", "RAY_"))}
     own.pop("PYTHONPATH", None)
     own |= {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -153,6 +157,7 @@ def ray_cluster(env: Mapping[str, str], num_cpus: int = 2) -> Iterator[RayCluste
         env=own,
         ports=ports,
         scratch=scratch,
+        python=python,
     )
     try:
         cluster.start_head(num_cpus=num_cpus)
