@@ -128,9 +128,9 @@ class JobFollower:
 
         self._loop.call_soon_threadsafe(begin)
 
-    def follow(self, job_id: str) -> None:
-        """Follow a job that another scheduler submitted."""
-        self._loop.call_soon_threadsafe(self._followed.setdefault, job_id, _Job())
+    def follow(self, job_id: str, status: JobState) -> None:
+        """Follow a job that another scheduler submitted, and that had this status."""
+        self._loop.call_soon_threadsafe(self._followed.setdefault, job_id, _Job(status=status))
 
     def revoke(self, job_id: str) -> None:
         """Stop a job, or do not submit it. Its changes are no longer reported.
@@ -308,7 +308,7 @@ class JobFollower:
     async def _ask_until_answered(
         self, ask: Callable[[], Awaitable[_T]], is_off: Callable[[], bool]
     ) -> _T | None:
-        """Return the answer, however long the cluster is out of reach; None if it is no longer wanted.
+        """Return the answer, however long the cluster is out of reach; None if nobody wants it now.
 
         Raises:
             InvalidInputError: If the cluster refuses, also with the connection of now.
@@ -342,11 +342,13 @@ class JobFollower:
         """
         self._warn(error)
         api = self._api
-        if (
-            api is None
-            or not isinstance(error, InvalidInputError)
-            or self._connect() == api.cluster
-        ):
+        if api is None or not isinstance(error, InvalidInputError):
+            return False
+        try:
+            if self._connect() == api.cluster:
+                return False
+        except InvalidInputError as unusable:
+            self._warn(unusable)
             return False
         self._api = None
         await api.close()

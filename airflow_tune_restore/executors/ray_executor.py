@@ -33,6 +33,7 @@ from airflow_tune_restore.executors.workload_package import (
     package_name,
     package_uri,
 )
+from airflow_tune_restore.launch.ray.jobs_api import JobState
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.protocol.ray_job import TASK_PREFIX
 from airflow_tune_restore.version_compat import (
@@ -99,7 +100,7 @@ class RayExecutor(BaseExecutor):
         return "_follower" in self.__dict__
 
     def start(self) -> None:
-        """Read the configuration and begin to follow jobs. A cluster out of reach is no error."""
+        """Read the configuration and begin to follow jobs. A cluster out of reach is not an error."""
         try:
             _ = self._follower
         except InvalidInputError as error:
@@ -254,7 +255,9 @@ class RayExecutor(BaseExecutor):
             self._take(key_of_task(self, ti), job_id)
             if ti.state == TaskInstanceState.QUEUED:
                 self._waiting[job_id] = str(ti.external_executor_id)
-            self._follower.follow(job_id)
+                self._follower.follow(job_id, JobState.PENDING)
+            else:
+                self._follower.follow(job_id, JobState.RUNNING)
             adopted.append(ti)
         self.log.info("Adopted %s: %s", counted(len(adopted), "Ray job"), ", ".join(sorted(jobs)))
         return [ti for ti in tis if ti not in adopted]

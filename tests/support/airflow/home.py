@@ -22,6 +22,9 @@ def settings(home: Path) -> dict[str, str]:
         "AIRFLOW__CORE__DAGS_FOLDER": DAGS.as_posix(),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
+        # Airflow refuses a DAG in which a task names another one
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor,"
+        "airflow_tune_restore.executors.ray_executor.RayExecutor",
         # a busy machine takes longer to import a DAG than Airflow's 30 s
         "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "300",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",

@@ -9,6 +9,7 @@ from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.executors import job_follower
 from airflow_tune_restore.executors.job_follower import Change, JobFollower, Submission
 from airflow_tune_restore.launch.ray.cluster import Cluster
+from airflow_tune_restore.launch.ray.jobs_api import JobState
 from tests.support.ray.jobs_server import TOKEN, jobs_server
 from tests.support.waiting import eventually
 
@@ -88,7 +89,7 @@ def test_jobs_that_succeeded_are_kept_on_request(server, follow):
     server.end_job(JOB)
     assert next_change(follower).is_over
     looks = server.looks
-    follower.follow("another")
+    follower.follow("another", JobState.PENDING)
     eventually(lambda: server.looks > looks + 1)
     assert not server.deleted
 
@@ -153,7 +154,7 @@ def test_a_revoked_job_is_stopped_and_its_workload_replaced(server, follow):
     assert server.packages["airflow-1.zip"] == b"revoked"
     server.end_job(JOB)
     looks = server.looks
-    follower.follow("another")
+    follower.follow("another", JobState.PENDING)
     eventually(lambda: server.looks > looks + 1)
     assert JOB not in {change.job_id for change in follower.changes()}
 
@@ -188,6 +189,29 @@ def test_a_waiting_job_that_the_cluster_forgot_is_submitted_again(server, follow
     del server.jobs[JOB]
     eventually(lambda: len(server.posted) > 1)
     assert not list(follower.changes())
+
+
+def test_a_task_of_a_dead_scheduler_that_ran_is_lost_with_its_job_and_one_that_waited_is_not(
+    follow,
+):
+    follower = follow()
+    follower.follow("waited", JobState.PENDING)
+    follower.follow("ran", JobState.RUNNING)
+    assert "no longer has job ran" in next_change(follower).problem
+    assert not list(follower.changes())
+
+
+def test_a_connection_that_is_deleted_meanwhile_ends_no_job(server, follow, place, caplog):
+    follower = follow()
+    follower.submit(JOB, submission())
+    eventually(lambda: JOB in server.jobs)
+    place.token = "not\none line"  # so it cannot be used
+    server.token = "another"
+    eventually(lambda: "cannot be sent" in caplog.text)
+    place.token = "another"
+    server.jobs[JOB]["status"] = "RUNNING"
+    assert next_change(follower) == Change(JOB, is_over=False)
+    assert "fault" not in caplog.text
 
 
 def test_many_jobs_are_looked_up_with_one_request(server, follow):
