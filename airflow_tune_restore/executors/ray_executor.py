@@ -15,6 +15,7 @@ with the state QUEUED, so the next scheduler finds all jobs of the last one.
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -101,6 +102,11 @@ class RayExecutor(BaseExecutor):
 
     def start(self) -> None:
         """Read the configuration and begin to follow jobs. A cluster out of reach is not an error."""
+        if self.name and not self.name.alias:
+            # a task may name the class; beside another executor, Airflow 3.4 commits the ids of those
+            # alone that name the alias or the whole path (`_executable_task_instances_to_queued`)
+            self.name = copy(self.name)
+            self.name.alias = type(self).__name__
         try:
             _ = self._follower
         except InvalidInputError as error:
@@ -133,18 +139,23 @@ class RayExecutor(BaseExecutor):
             content=build_package(job_id, workload.model_dump_json()),
         )
         self._take(key, job_id)
-        if "task_id" in metadata:
-            self._waiting[job_id] = executor_id
-        if "task_id" not in metadata or commits_executor_ids():
+        if "task_id" not in metadata:
             self._follower.submit(job_id, submission)
-            return
-        self.change_state(key, TaskInstanceState.QUEUED, executor_id, remove_running=False)
-        self._uncommitted[key] = job_id, submission
+        elif commits_executor_ids():
+            self._submit_committed(job_id, submission)
+        else:
+            self.change_state(key, TaskInstanceState.QUEUED, executor_id, remove_running=False)
+            self._uncommitted[key] = job_id, submission
 
-    def _submit_committed(self) -> None:
+    def _submit_committed(self, job_id: str, submission: Submission) -> None:
+        """Submit the job of a task. From now on its row tells whether it still waits for the job."""
+        self._waiting[job_id] = job_id.removeprefix(TASK_PREFIX)
+        self._follower.submit(job_id, submission)
+
+    def _submit_uncommitted(self) -> None:
         """Submit the jobs whose id the scheduler has committed: it takes the events after `sync()`."""
         for key in [key for key in self._uncommitted if key not in self.event_buffer]:
-            self._follower.submit(*self._uncommitted.pop(key))
+            self._submit_committed(*self._uncommitted.pop(key))
 
     def _runtime_env(self, job_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
         variables = {
@@ -174,7 +185,7 @@ class RayExecutor(BaseExecutor):
                 self._let_go(change.job_id)
                 if key not in self._job_ids:  # else it has a newer job: it was deferred and goes on
                     self._report(key, change.problem)
-        self._submit_committed()
+        self._submit_uncommitted()
         self._revoke_unwanted()
 
     def _report(self, key: Any, problem: str) -> None:
