@@ -33,7 +33,7 @@ MARKS = ("ray", "airflow", "servers", "slow")
 SHARED = ("tests/airflow", "tests/ray/kept")
 """What is started once for all tests below them (an Airflow, a Ray): each is given to one worker."""
 
-FIRST = (*SHARED, "tests/servers", "tests/versions")
+FIRST = (*SHARED, "tests/executor", "tests/servers", "tests/versions")
 """What is started first: what takes longest, and beside it what mostly waits, while others compute."""
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from tests.support.airflow.on_ray import airflow_on_ray
 
+pytestmark = [pytest.mark.airflow, pytest.mark.ray]
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):

@@ -8,7 +8,7 @@ from tests.support import ROOT
 
 TESTS = ROOT / "tests"
 FILES = sorted(path for path in TESTS.rglob("*.py") if "golden" not in path.parts)
-ROOMS = frozenset({"unit", "servers", "ray", "airflow"})
+ROOMS = frozenset({"unit", "servers", "ray", "airflow", "executor"})
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(TESTS).as_posix())

@@ -22,6 +22,8 @@ from tests.support.airflow import workload_tokens
 from tests.support.airflow.on_ray import CLASS, OnRay, airflow_on_ray
 from tests.support.waiting import PATIENCE_SECONDS
 
+pytestmark = [pytest.mark.airflow, pytest.mark.ray]
+
 OLDEST, NEWEST = next(iter(AIRFLOWS)), next(reversed(AIRFLOWS))
 HEALTHY_SECONDS = 12.0
 """After so long without a heartbeat, a scheduler of these tests counts as dead."""
