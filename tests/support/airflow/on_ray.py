@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import subprocess
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -112,17 +113,26 @@ class OnRay:
     @contextlib.contextmanager
     def late_node(self) -> Iterator[None]:
         """Add the node that `needs_a_node` needs, for a while."""
-        node = self.cluster.add_node(num_cpus=CPUS, resources=json.dumps({"late": CPUS}))
+        nodes: list[subprocess.Popen[bytes]] = []
+
+        def is_there() -> bool:
+            if not nodes or nodes[-1].poll() is not None:  # a raylet on a busy machine may give up
+                resources = json.dumps({"late": CPUS})
+                nodes.append(self.cluster.add_node(num_cpus=CPUS, resources=resources))
+            return self._alive() > 1
+
         try:
+            self.airflow.eventually(is_there)
             yield
         finally:
-            kill_session(node.pid)
-            node.wait()
-            self.cluster.nodes.remove(node)
-            # Ray starts jobs on a node that has died until it has missed it
-            self.airflow.eventually(lambda: self._nodes() == 1)
+            for node in nodes:
+                kill_session(node.pid)
+                node.wait()
+                self.cluster.nodes.remove(node)
+        # Ray starts jobs on a node that has died until it has missed it
+        self.airflow.eventually(lambda: self._alive() == 1)
 
-    def _nodes(self) -> int:
+    def _alive(self) -> int:
         found = self.cluster.call("/api/v0/nodes")["data"]["result"]["result"]
         return sum(node["state"] == "ALIVE" for node in found)
 
