@@ -176,17 +176,36 @@ class RayExecutor(BaseExecutor):
         """Report what became of the jobs, submit those that may be, and drop those nobody waits for."""
         if not self._follows:
             return
+        lost: dict[str, Submission] = {}
         for change in self._follower.changes():
-            self._waiting.pop(change.job_id, None)
             key = self._keys.get(change.job_id)
             if key is None:
                 continue  # it was revoked
+            if change.lost is not None:
+                lost[change.job_id] = change.lost
+                continue
+            self._waiting.pop(change.job_id, None)
             if change.is_over:
                 self._let_go(change.job_id)
                 if key not in self._job_ids:  # else it has a newer job: it was deferred and goes on
                     self._report(key, change.problem)
+        self._submit_again(lost)
         self._submit_uncommitted()
         self._revoke_unwanted()
+
+    def _submit_again(self, lost: Mapping[str, Submission]) -> None:
+        """Submit jobs that were lost before they ran, unless another scheduler saw them end.
+
+        That one adopted them while this process stood still, and has deleted the jobs that ended well.
+        """
+        wanted = _find_wanted([self._waiting[job_id] for job_id in lost if job_id in self._waiting])
+        for job_id, submission in lost.items():
+            if self._waiting.get(job_id) in {None, *wanted}:  # callbacks are in no table of tasks
+                self.log.warning("Ray job %s was lost before it ran; it is submitted again.", job_id)
+                self._follower.submit(job_id, submission)
+            else:
+                self.log.info("Ray job %s is gone, and its task does not wait for it.", job_id)
+                self._revoke(job_id)
 
     def _report(self, key: Any, problem: str) -> None:
         if problem:
@@ -313,6 +332,8 @@ def _find_wanted(executor_ids: Sequence[str]) -> set[str]:
 
     column = TaskInstance.external_executor_id
     states = [TaskInstanceState.QUEUED, TaskInstanceState.RUNNING]
+    if not executor_ids:
+        return set()
     query = select(column).where(column.in_(executor_ids), TaskInstance.state.in_(states))
     with create_session() as session:
         return {str(found) for found in session.scalars(query)}

@@ -23,6 +23,8 @@ class JobsServer(ThreadingHTTPServer):
         deleted: Ids of jobs for which a deletion was requested.
         token: The token that is accepted.
         broken: Answers everything with 503.
+        unrouted: Answers everything with 404, as a proxy that does not know its cluster.
+        refused: How often it did so.
         refusal: The answer to a submission, with status 400; "" to accept it.
         looks: How often a job or all jobs were asked for.
     """
@@ -39,6 +41,8 @@ class JobsServer(ThreadingHTTPServer):
         self.posted: list[dict[str, Any]] = []
         self.token = TOKEN
         self.broken = False
+        self.unrouted = False
+        self.refused = 0
         self.refusal = ""
         self.looks = 0
         self.log = ""
@@ -93,6 +97,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.server.broken:
             status, found = 503, "not now"
+        elif self.server.unrouted:
+            self.server.refused += 1
+            status, found = 404, "default backend"
         elif self.headers.get("Authorization") != f"Bearer {self.server.token}":
             status, found = 401, "no valid token"
         else:

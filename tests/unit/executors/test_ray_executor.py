@@ -10,7 +10,7 @@ import pytest
 from airflow.executors import workloads
 from airflow.utils.state import TaskInstanceState
 
-from airflow_tune_restore.executors import job_follower, ray_executor
+from airflow_tune_restore.executors import asking, ray_executor
 from airflow_tune_restore.executors.ray_executor import RayExecutor
 from airflow_tune_restore.version_compat import commits_executor_ids, key_of_task
 from tests.support.ray.jobs_server import TOKEN, jobs_server
@@ -22,7 +22,7 @@ DTO = getattr(workloads, "TaskInstanceDTO", None) or workloads.TaskInstance
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(job_follower, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(asking, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(ray_executor, "_find_wanted", set)  # all of them
     with jobs_server() as running:
         monkeypatch.setenv("AIRFLOW__RAY_EXECUTOR__ADDRESS", running.address)
@@ -257,6 +257,39 @@ def test_a_job_that_waits_for_nobody_is_revoked(make, server, monkeypatch):
     executor.sync()
     assert not executor.running
     eventually(lambda: server.stopped == [job_id])
+
+
+def test_a_job_that_was_lost_before_it_ran_is_submitted_again(make, server):
+    executor = make()
+    queued(executor, task())
+    job_id = job_of(server)["submission_id"]
+    del server.jobs[job_id]
+
+    def again():
+        executor.sync()
+        return len(server.posted) == 2
+
+    eventually(again)
+    server.end_job(job_id)
+    assert next_event(executor) == ("success", None)
+
+
+def test_a_job_that_another_scheduler_followed_to_its_end_is_not_submitted_again(
+    make, server, monkeypatch
+):
+    executor = make()
+    queued(executor, task())
+    job_id = job_of(server)["submission_id"]
+    monkeypatch.setattr(ray_executor, "_find_wanted", lambda _ids: set())
+    del server.jobs[job_id]
+
+    def given_up():
+        executor.sync()
+        return not executor.running
+
+    eventually(given_up)
+    assert len(server.posted) == 1
+    assert not executor.get_event_buffer()
 
 
 def test_the_log_of_a_running_task_is_that_of_its_job(make, server):
