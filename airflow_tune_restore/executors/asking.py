@@ -1,6 +1,6 @@
 """Asks a Ray cluster that may be out of reach for a while, and whose token may change.
 
-An outage is not the end of a job: what must reach the cluster is sent again and again, and each trouble is
+An outage does not end a job: what must reach the cluster is sent again and again, and each trouble is
 logged once.
 """
 

@@ -201,7 +201,9 @@ class RayExecutor(BaseExecutor):
         wanted = _find_wanted([self._waiting[job_id] for job_id in lost if job_id in self._waiting])
         for job_id, submission in lost.items():
             if self._waiting.get(job_id) in {None, *wanted}:  # callbacks are in no table of tasks
-                self.log.warning("Ray job %s was lost before it ran; it is submitted again.", job_id)
+                self.log.warning(
+                    "Ray job %s was lost before it ran; it is submitted again.", job_id
+                )
                 self._follower.submit(job_id, submission)
             else:
                 self.log.info("Ray job %s is gone, and its task does not wait for it.", job_id)
