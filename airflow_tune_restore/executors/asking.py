@@ -58,9 +58,9 @@ class PatientRayJobs:
             await self._api.close()
 
     async def ask_until_answered(
-        self, ask: Callable[[AsyncRayJobs], Awaitable[_T]], is_off: Callable[[], bool]
+        self, job_id: str, ask: Callable[[AsyncRayJobs], Awaitable[_T]], is_off: Callable[[], bool]
     ) -> _T | None:
-        """Return the answer, however long the cluster is out of reach; None if nobody wants it now.
+        """Return the answer about a job, however long it takes; None if nobody wants it now.
 
         Raises:
             InvalidInputError: If the cluster refuses, also with the connection of now.
@@ -77,7 +77,7 @@ class PatientRayJobs:
             except TuneRestoreError as error:
                 if isinstance(error, InvalidInputError) and not await self._meet(error, api):
                     raise
-                self.warn(error)
+                self.warn(error, f", for Ray job {job_id}")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         return None
@@ -157,8 +157,10 @@ class PatientRayJobs:
         await api.close()
         return True
 
-    def warn(self, error: TuneRestoreError) -> None:
-        """Log a trouble once, until its text changes."""
+    def warn(self, error: TuneRestoreError, what: str = "") -> None:
+        """Log a trouble once, until its text changes or the cluster answers."""
         if str(error) != self._trouble:
             self._trouble = str(error)
-            self._log.warning("%s It is asked again; jobs that run are not affected.", error)
+            self._log.warning(
+                "%s It is asked again%s; jobs that run are not affected.", error, what
+            )

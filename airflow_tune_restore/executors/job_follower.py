@@ -262,7 +262,9 @@ class JobFollower:
             return await api.submit(submission.body)
 
         try:
-            sent = await self._jobs.ask_until_answered(send, lambda: job_id in self._revoked)
+            sent = await self._jobs.ask_until_answered(
+                job_id, send, is_off=lambda: job_id in self._revoked
+            )
             if sent is not None:
                 self._followed[job_id] = _Job(submission)
         except InvalidInputError as error:
@@ -285,7 +287,7 @@ class JobFollower:
                 await api.upload_package(*self._revoked_package(job_id))
                 await api.stop(job_id)
 
-            await self._jobs.ask_until_answered(stop, lambda: False)
+            await self._jobs.ask_until_answered(job_id, stop, is_off=lambda: False)
         except InvalidInputError as error:
             self._log.warning("Ray job %s cannot be stopped: %s", job_id, error)
         finally:

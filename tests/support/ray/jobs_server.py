@@ -26,6 +26,7 @@ class JobsServer(ThreadingHTTPServer):
         unrouted: Answers everything with 404, as a proxy that does not know its cluster.
         refused: How often it did so.
         refusal: The answer to a submission, with status 400; "" to accept it.
+        fault: The same, with status 500.
         looks: How often a job or all jobs were asked for.
     """
 
@@ -44,6 +45,7 @@ class JobsServer(ThreadingHTTPServer):
         self.unrouted = False
         self.refused = 0
         self.refusal = ""
+        self.fault = ""
         self.looks = 0
         self.log = ""
 
@@ -82,6 +84,8 @@ class JobsServer(ThreadingHTTPServer):
         job_id = body["submission_id"]
         if self.refusal:
             return 400, self.refusal
+        if self.fault:
+            return 500, self.fault
         if job_id in self.jobs:
             return 500, f"Job with submission_id {job_id} already exists."
         self.posted.append(body)
@@ -104,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, found = 401, "no valid token"
         else:
             status, found = self.server.answer(self.command, self.path, body)
-        sent = json.dumps(found).encode()
+        sent = found.encode() if isinstance(found, str) else json.dumps(found).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(sent)))
         self.end_headers()

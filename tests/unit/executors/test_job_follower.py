@@ -104,6 +104,16 @@ def test_a_job_is_submitted_once_the_cluster_answers(server, follow):
     assert not list(follower.changes())
 
 
+def test_a_submission_that_the_cluster_cannot_handle_is_named_in_the_log(server, follow, caplog):
+    server.fault = "Traceback\nValueError: unheard of\n."  # Ray (2.60) ends it with a full stop
+    follower = follow()
+    follower.submit(JOB, submission())
+    eventually(lambda: "HTTP 500: ValueError: unheard of" in caplog.text)
+    assert f"asked again, for Ray job {JOB}" in caplog.text
+    server.fault = ""
+    eventually(lambda: JOB in server.jobs)
+
+
 def test_an_outage_ends_no_job(server, follow, caplog):
     follower = follow()
     follower.submit(JOB, submission())
