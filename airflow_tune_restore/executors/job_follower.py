@@ -10,6 +10,7 @@ asked for again.
 """
 
 import asyncio
+import json
 import queue
 import threading
 import traceback
@@ -32,6 +33,9 @@ CLOSE_SECONDS = 2.0
 LINE_LENGTH = 300
 
 _FAULT = "A fault of airflow_tune_restore, which goes on to follow Ray jobs. Please report it.\n"
+
+_KILLED = (-9, 128 + 9)
+"""Exit codes of a process that got SIGKILL, and of a shell whose command did."""
 
 _LAST_LINES = 5
 """Of the message of a job that failed: Ray puts the end of its log there."""
@@ -303,7 +307,20 @@ class JobFollower:
 def _describe(job_id: str, job: RayJob) -> str:
     """Return why a job failed, with the last lines of its log, which Ray puts into its message."""
     lines = [line.strip() for line in (job.message or "").splitlines() if line.strip()]
-    shown = " | ".join(printable(line, LINE_LENGTH) for line in lines[-_LAST_LINES:])
+    shown = " | ".join(printable(_words(line), LINE_LENGTH) for line in lines[-_LAST_LINES:])
+    code = job.driver_exit_code
+    ended = "" if code is None else f" with exit code {code}"
+    if code in _KILLED:
+        ended += " (SIGKILL: perhaps its node ran out of memory)"
     return (
-        f"Ray job {job_id} ended as {printable(job.status, 40)}: {shown or 'Ray gives no reason'}"
+        f"Ray job {job_id} ended as {printable(job.status, 40)}{ended}: "
+        f"{shown or 'Ray gives no reason'}"
     )
+
+
+def _words(line: str) -> str:
+    """Return what a line of a log tells; those of Airflow are JSON."""
+    try:
+        return str(json.loads(line)["event"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return line

@@ -76,6 +76,7 @@ class RayExecutor(BaseExecutor):
         self._job_ids: dict[Any, str] = {}  # the newest job of each workload, by its key
         self._waiting: dict[str, str] = {}  # executor ids of tasks, by the id of a job that waits
         self._uncommitted: dict[Any, tuple[str, Submission]] = {}
+        self._callbacks: set[str] = set()  # jobs that are no tasks
         self._looked = time.monotonic()
 
     @cached_property
@@ -121,7 +122,7 @@ class RayExecutor(BaseExecutor):
             try:
                 self._submit(key, workload)
             except InvalidInputError as error:
-                self._report(key, str(error))
+                self._report("", key, str(error))
 
     def _submit(self, key: Any, workload: Any) -> None:
         executor_id, metadata, given = _describe(workload)
@@ -140,6 +141,7 @@ class RayExecutor(BaseExecutor):
         )
         self._take(key, job_id)
         if "task_id" not in metadata:
+            self._callbacks.add(job_id)
             self._follower.submit(job_id, submission)
         elif commits_executor_ids():
             self._submit_committed(job_id, submission)
@@ -188,7 +190,7 @@ class RayExecutor(BaseExecutor):
             if change.is_over:
                 self._let_go(change.job_id)
                 if key not in self._job_ids:  # else it has a newer job: it was deferred and goes on
-                    self._report(key, change.problem)
+                    self._report(change.job_id, key, change.problem)
         self._submit_again(lost)
         self._submit_uncommitted()
         self._revoke_unwanted()
@@ -209,12 +211,20 @@ class RayExecutor(BaseExecutor):
                 self.log.info("Ray job %s is gone, and its task does not wait for it.", job_id)
                 self._revoke(job_id)
 
-    def _report(self, key: Any, problem: str) -> None:
+    def _report(self, job_id: str, key: Any, problem: str) -> None:
+        """Report the end of a job, except that of a task that went well: Airflow has it from the task.
+
+        Airflow (3.1 to 3.4) fails a task of which an executor reports an end while it is scheduled again,
+        such as a sensor in reschedule mode, and some seconds pass until Ray has the end of a job.
+        """
         if problem:
             self.log.error("%s: %s", key, problem)
             self.fail(key, problem)
-        else:
+        elif job_id in self._callbacks:
             self.success(key)
+        else:
+            self.running.discard(key)
+        self._callbacks.discard(job_id)
 
     def _take(self, key: Any, job_id: str) -> None:
         self.running.add(key)

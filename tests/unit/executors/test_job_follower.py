@@ -83,6 +83,18 @@ def test_a_job_that_failed_is_kept_and_its_last_lines_are_shown(server, follow):
     assert not server.deleted
 
 
+def test_a_job_that_was_killed_is_told_so_and_lines_of_airflow_are_readable(server, follow):
+    follower = follow()
+    follower.submit(JOB, submission())
+    eventually(lambda: server.jobs)
+    lines = '{"timestamp":"now","event":"Parsed"}\n[1]\n{"event'
+    server.jobs[JOB] |= {"status": "FAILED", "driver_exit_code": -9, "message": lines}
+    assert next_change(follower).problem == (
+        "Ray job airflow-1 ended as FAILED with exit code -9 (SIGKILL: perhaps its node ran out of "
+        'memory): Parsed | [1] | {"event'
+    )
+
+
 def test_jobs_that_succeeded_are_kept_on_request(server, follow):
     follower = follow(delete_jobs=False)
     follower.submit(JOB, submission())
