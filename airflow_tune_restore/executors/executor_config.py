@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airflow_tune_restore.executors.settings import ExecutorSettings
 
 MOST_BYTES = 1_000_000
-"""Of what a task asks for, as JSON. The agent of a Ray node (2.60) takes 1 MiB at most: aiohttp's default.
+"""Of what a task asks for, as JSON. The agent of a Ray node (2.60) takes 1 MiB, the default of aiohttp.
 
 It answers HTTP 500 to more, as to faults that pass. So the job would be submitted again and again.
 """

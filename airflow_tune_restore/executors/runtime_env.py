@@ -9,7 +9,6 @@ from airflow_tune_restore.launch.ray.package import check_types
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.storage.location import Location
 
-
 LONGEST_VARIABLE = 128 * 1024 - 1
 """Bytes of NAME=value: Linux starts no process with a longer one (MAX_ARG_STRLEN).
 
@@ -46,8 +45,9 @@ def parse_runtime_env(where: str, value: Any) -> dict[str, Any]:
     for name, variable in parsed.get("env_vars", {}).items():
         if len(f"{name}={variable}".encode()) >= LONGEST_VARIABLE:
             raise InvalidInputError(
-                f"{where}: the variable {printable(name, 80)} is too long. Linux starts no process with one "
-                f"of {LONGEST_VARIABLE:,} bytes. Put its value into a file of the image, or of py_modules."
+                f"{where}: the variable {printable(name, 80)} is too long. Linux starts no process with "
+                f"one of {LONGEST_VARIABLE:,} bytes. Put its value into a file of the image, or of "
+                "py_modules."
             )
     return parsed
 
