@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from airflow_tune_restore.launch.log_lines import Log
     from airflow_tune_restore.launch.ray.cluster import Cluster
 
+DELETE_SECONDS = 10.0
+"""From the end of a job until it is deleted. Ray looks at each job every second until it has seen its end.
+
+It writes a job that was deleted before that anew, as FAILED (JobManager._monitor_job_internal, 2.60).
+"""
+
 CLOSE_SECONDS = 2.0
 """How long the end of the scheduler waits for requests to be given up."""
 
@@ -298,6 +304,7 @@ class JobFollower:
             self._revoked.discard(job_id)
 
     async def _delete(self, job_id: str) -> None:
+        await asyncio.sleep(DELETE_SECONDS)
         try:
             await self._jobs.ask_once(lambda api: api.delete(job_id))
         except TuneRestoreError as error:

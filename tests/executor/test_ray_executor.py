@@ -3,6 +3,8 @@
 `slow/` has the rest, on the oldest and the newest Airflow, too.
 """
 
+import time
+
 import pytest
 
 from tests.support.airflow.on_ray import airflow_on_ray
@@ -31,3 +33,5 @@ def test_a_task_whose_scheduler_is_killed_runs_once_and_its_log_is_shown_meanwhi
     assert waiting.task("waiting")["try_number"] == 1
     assert waiting.lines("waiting") == ["ran"]
     site.airflow.eventually(lambda: job not in site.jobs())  # they are deleted from Ray's list
+    time.sleep(3)
+    assert job not in site.jobs()  # Ray writes those that it still looks at anew

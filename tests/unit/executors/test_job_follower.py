@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.executors import asking
+from airflow_tune_restore.executors import asking, job_follower
 from airflow_tune_restore.executors.job_follower import Change, JobFollower, Submission
 from airflow_tune_restore.launch.ray import jobs_api
 from airflow_tune_restore.launch.ray.cluster import Cluster
@@ -27,6 +27,7 @@ def server():
 def place(server, monkeypatch):
     """The cluster that a follower connects to: a test may change its token."""
     monkeypatch.setattr(asking, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(job_follower, "DELETE_SECONDS", 0.1)
     monkeypatch.setattr(asking, "LONGEST_PAUSE_SECONDS", 0.02)
     return SimpleNamespace(token=TOKEN, address=server.address)
 
@@ -93,6 +94,19 @@ def test_a_job_that_was_killed_is_told_so_and_lines_of_airflow_are_readable(serv
         "Ray job airflow-1 ended as FAILED with exit code -9 (SIGKILL: perhaps its node ran out of "
         'memory): Parsed | [1] | {"event'
     )
+
+
+def test_a_job_is_not_deleted_before_ray_has_seen_its_end(server, follow, monkeypatch):
+    monkeypatch.setattr(job_follower, "DELETE_SECONDS", 3600.0)
+    follower = follow()
+    follower.submit(JOB, submission())
+    eventually(lambda: server.jobs)
+    server.end_job(JOB)
+    assert next_change(follower).is_over
+    looks = server.looks
+    follower.follow("another", JobState.PENDING)
+    eventually(lambda: server.looks > looks + 1)
+    assert not server.deleted
 
 
 def test_jobs_that_succeeded_are_kept_on_request(server, follow):
