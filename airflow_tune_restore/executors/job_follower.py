@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from airflow_tune_restore.launch.ray.cluster import Cluster
 
 DELETE_SECONDS = 10.0
-"""From the end of a job until it is deleted. Ray looks at each job every second until it has seen its end.
+"""From the end of a job until it is deleted. Ray looks at it every second until it has seen the end.
 
 It writes a job that was deleted before that anew, as FAILED (JobManager._monitor_job_internal, 2.60).
 """

@@ -23,10 +23,7 @@ from airflow.executors.base_executor import BaseExecutor
 from airflow.utils.state import TaskInstanceState
 
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
-from airflow_tune_restore.executors.executor_config import parse_executor_config
 from airflow_tune_restore.executors.job_follower import JobFollower, Submission
-from airflow_tune_restore.executors.job_output import read_output
-from airflow_tune_restore.executors.settings import ExecutorSettings, read_settings
 from airflow_tune_restore.executors.workload_package import (
     ENTRYPOINT,
     build_package,
@@ -50,6 +47,8 @@ from airflow_tune_restore.version_compat import (
 
 if TYPE_CHECKING:
     from airflow.models.taskinstance import TaskInstance
+
+    from airflow_tune_restore.executors.settings import ExecutorSettings
 
 ADOPT_SECONDS = 10.0
 """How long a new scheduler waits for the cluster's answer about the jobs of a dead one."""
@@ -80,7 +79,10 @@ class RayExecutor(BaseExecutor):
         self._looked = time.monotonic()
 
     @cached_property
-    def _settings(self) -> ExecutorSettings:
+    def _settings(self) -> "ExecutorSettings":
+        # each `airflow` command imports this module, and few need the settings
+        from airflow_tune_restore.executors.settings import read_settings
+
         return read_settings(self.conf)
 
     @cached_property
@@ -125,6 +127,8 @@ class RayExecutor(BaseExecutor):
                 self._report("", key, str(error))
 
     def _submit(self, key: Any, workload: Any) -> None:
+        from airflow_tune_restore.executors.executor_config import parse_executor_config
+
         executor_id, metadata, given = _describe(workload)
         job_id = f"{TASK_PREFIX}{executor_id}"
         fields = parse_executor_config(given, self._settings)
@@ -306,6 +310,8 @@ class RayExecutor(BaseExecutor):
 
     def get_task_log(self, ti: "TaskInstance", try_number: int) -> tuple[list[str], list[str]]:
         """Return the output of a running task's job. The api-server calls this."""
+        from airflow_tune_restore.executors.job_output import read_output
+
         if not ti.external_executor_id or ti.try_number != try_number:
             return [], []
         try:
