@@ -38,7 +38,6 @@ from airflow_tune_restore.launch.ray.jobs_api import JobState
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.protocol.ray_job import TASK_PREFIX
 from airflow_tune_restore.version_compat import (
-    commits_executor_ids,
     conf,
     execution_api_url,
     forget_queued,
@@ -103,8 +102,8 @@ class RayExecutor(BaseExecutor):
     def start(self) -> None:
         """Read the configuration and begin to follow jobs. A cluster out of reach is not an error."""
         if self.name and not self.name.alias:
-            # a task may name the class; beside another executor, Airflow 3.4 commits the ids of those
-            # alone that name the alias or the whole path (`_executable_task_instances_to_queued`)
+            # a task may name the class; beside another executor, Airflow 3.2 to 3.4 commits new ids of
+            # those only that name the alias or the whole path (`_executable_task_instances_to_queued`)
             self.name = copy(self.name)
             self.name.alias = type(self).__name__
         try:
@@ -141,9 +140,9 @@ class RayExecutor(BaseExecutor):
         self._take(key, job_id)
         if "task_id" not in metadata:
             self._follower.submit(job_id, submission)
-        elif commits_executor_ids():
+        elif getattr(workload.ti, "external_executor_id", None):
             self._submit_committed(job_id, submission)
-        else:
+        else:  # before 3.2
             self.change_state(key, TaskInstanceState.QUEUED, executor_id, remove_running=False)
             self._uncommitted[key] = job_id, submission
 

@@ -69,21 +69,23 @@ def test_a_restore_whose_trials_are_ray_jobs_ends_as_tuner_restore(
 ):
     place = f"on_ray_executor/{ray_address or 'private'}"
     ours = s3.upload(copy_sweep("killed", tmp_path / "killed"), f"{place}/killed")
-    before = set(jobs(ray_nodes))
+    before = set(tasks_on(ray_nodes))
     conf = {"prefix": f"s3://seaweed@{s3.bucket}/{place}", "ray_address": ray_address}
     run_id = on_ray.trigger(DAG, conf)
     assert on_ray.finish(DAG, run_id) == "success", on_ray.log_tail()
     trials = [task for task in on_ray.tasks(DAG, run_id) if task["task_id"] == TRIAL]
     assert [(task["state"], task["try_number"]) for task in trials] == [("success", 1)] * 3
-    # exactly the trials were jobs, and each was one
-    of_run = {name: job for name, job in jobs(ray_nodes).items() if name not in before}
-    submitted = {name: job for name, job in of_run.items() if name.startswith("airflow-")}
-    assert {job["status"] for job in submitted.values()} == {"SUCCEEDED"}
-    assert {job["metadata"]["task_id"] for job in submitted.values()} == {TRIAL}
-    assert len(submitted) == len(trials)
+    # exactly the trials were jobs, and each was one; a job ends just after its task
+    of_run = [name for name in tasks_on(ray_nodes) if name not in before]
+    on_ray.eventually(lambda: "RUNNING" not in {tasks_on(ray_nodes)[n]["status"] for n in of_run})
+    ended = [tasks_on(ray_nodes)[name] for name in of_run]
+    assert [(job["status"], job["metadata"]["task_id"]) for job in ended] == [
+        ("SUCCEEDED", TRIAL)
+    ] * len(trials)
     by_hand.assert_equal(ours, s3.env)
 
 
-def jobs(cluster) -> dict[str, dict]:
-    """Return all jobs; a driver that connected by itself has no submission id."""
-    return {str(job["submission_id"] or job["job_id"]): job for job in cluster.call("/api/jobs/")}
+def tasks_on(cluster) -> dict[str, dict]:
+    """Return the jobs of Airflow's tasks."""
+    found = {str(job["submission_id"]): job for job in cluster.call("/api/jobs/")}
+    return {name: job for name, job in found.items() if name.startswith("airflow-")}
