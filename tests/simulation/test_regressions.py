@@ -2,7 +2,7 @@
 
 import pytest
 
-from airflow_tune_restore.protocol import attempts, lease
+from airflow_tune_restore.protocol import attempts, checkpoints, lease
 from airflow_tune_restore.protocol.kept_lease import _KeptLease, look_until_fresh
 from airflow_tune_restore.restore import (
     abandoned,
@@ -168,6 +168,15 @@ SCRIPTS = {
         sweep="shared",
         tail=0.05,
     ),
+    "a checkpoint that the store writes late is not one of the next attempt": Script(
+        seed=4242420005490,
+        sweep="shared-many",
+        pace=0.2,
+        faults=(
+            Fault(FaultKind.LATE, "runner", 5, "put", "*/checkpoint_*", 13.0),
+            Fault(FaultKind.REFUSED, "runner", 3, "create", "*/heartbeat.json"),
+        ),
+    ),
 }
 """By what holds now."""
 
@@ -245,6 +254,9 @@ MISTAKES = {
     ),
     "a trial that a driver began during a look for drivers stays with it": (
         Edit(shared_driver.leave_ended_driver, "max(numbers, default=0) > ended", "not numbers"),
+    ),
+    "a checkpoint that the store writes late is not one of the next attempt": (
+        Edit(checkpoints.last_number, " + attempt - 1", ""),
     ),
 }
 """The mistakes that random worlds show too seldom to be among the plants."""
