@@ -177,6 +177,20 @@ SCRIPTS = {
             Fault(FaultKind.REFUSED, "runner", 3, "create", "*/heartbeat.json"),
         ),
     ),
+    "a driver that nobody hears for a minute loses its trials, even one that it has just begun": Script(
+        seed=4242420007564,
+        sweep="shared-broken",
+        ttl_seconds=120.0,
+        faults=(Fault(FaultKind.CUT_OFF, "runner", 2, "list", "*/trials/*/attempts", 60.0),),
+    ),
+    "a trial whose first heartbeat got no answer is the next that a driver takes": Script(
+        seed=4242420009113,
+        sweep="shared-many",
+        tail=0.05,
+        faults=(
+            Fault(FaultKind.ANSWER_LOST, "runner", 2, "create", "*/trials/*/heartbeat.json", 53.0),
+        ),
+    ),
 }
 """By what holds now."""
 
