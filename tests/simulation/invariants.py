@@ -166,6 +166,15 @@ class Invariants:
         is_over = process in self.has_outcome or (process, trial_id) in self.has_outcome_of
         return is_over or not process.is_alive
 
+    def has_trained(self, process: Process, unit: str) -> bool:
+        """Return whether a process is the last that trained a trial, by its planned id."""
+        units = {
+            self.units.get(trial_id, trial_id)
+            for trial_id, (trainer, _began) in self.trainers.items()
+            if trainer is process
+        }
+        return unit in units
+
     def silent(self, process: Process, trial_id: str, began: float) -> float:
         """Return for how long a process has written no heartbeat for a trial that it began."""
         if not _is_shared_driver(process):
@@ -536,17 +545,15 @@ def i4_a_living_driver_keeps_its_trials(watch: Invariants, write: Write) -> None
 
     A driver that was cut off begins trials before it beats for itself again: its silence, as a follower
     sees it, lasts until then. A driver whose first heartbeat for a trial gets no answer does not know
-    that it has begun it: it beats for the others, and not for that one.
+    that it has begun it: it beats for the others, and neither beats for that one nor trains it.
     """
     driver = watch.sharers.get(f"{write.key.rpartition('/')[0]}/heartbeat.json")
     if driver is None or not driver.is_alive or driver in watch.has_outcome:
         return
     silent_since = watch.beats_of_trial[driver, layout.SHARED_DRIVER]
-    newest, first = (
-        beats[driver, _unit_of(write.key)] for beats in (watch.beats_of_trial, watch.first_beats)
-    )
-    if newest == first:
-        silent_since = min(first, silent_since)
+    unit = _unit_of(write.key)
+    if not watch.has_trained(driver, unit):
+        silent_since = min(silent_since, watch.beats_of_trial[driver, unit])
     silence = max(watch.world.now - silent_since, watch.longest_silence[driver])
     if silence < QUIET_SECONDS:
         raise broken("I4", f"{write.process} puts {write.key}, although {driver} lives")
