@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
+from airflow_tune_restore.executors.job_output import last_lines
 from airflow_tune_restore.launch.ray.jobs_api import ABSENT_LISTS, AsyncRayJobs, JobState, RayJob
 from airflow_tune_restore.protocol.printable import printable
 
@@ -42,9 +43,6 @@ CLOSE_SECONDS = 2.0
 LINE_LENGTH = 300
 
 _FAULT = "A fault of airflow_tune_restore, which goes on to follow Ray jobs. Please report it.\n"
-
-_LAST_LINES = 5
-"""Of the message of a job that failed: Ray puts the end of its log there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,8 +377,7 @@ class JobFollower:
 
 def _describe(job_id: str, job: RayJob) -> str:
     """Return why a job failed, with the last lines of its log, which Ray puts into its message."""
-    lines = [line.strip() for line in (job.message or "").splitlines() if line.strip()]
-    shown = " | ".join(printable(line, LINE_LENGTH) for line in lines[-_LAST_LINES:])
+    shown = " | ".join(printable(line, LINE_LENGTH) for line in last_lines(job.message or ""))
     return (
         f"Ray job {job_id} ended as {printable(job.status, 40)}: {shown or 'Ray gives no reason'}"
     )

@@ -1,4 +1,6 @@
-"""The output of a running job, for the page of its task's log in Airflow."""
+"""The output of a job: while it runs, for the page of its task's log, and the end of one that failed."""
+
+import json
 
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.launch.ray.cluster import Cluster
@@ -9,6 +11,9 @@ SHOWN_LENGTH = 8 * 1024**2
 
 SHOW_SECONDS = 10.0
 """Deadline of the cluster, for a person who waits for the page."""
+
+_LAST_LINES = 5
+"""Of the message of a job that failed: Ray puts the end of its log there."""
 
 
 class JobOutput:
@@ -45,3 +50,20 @@ def read_output(cluster: Cluster, job_id: str) -> tuple[list[str], list[str]]:
     if output.is_enough:
         source += f". This is the beginning of a long log; all of it: {cluster.log_command(job_id)}"
     return [source], output.lines()
+
+
+def last_lines(message: str) -> list[str]:
+    """Return the last lines of a message of Ray, those of Airflow's supervisor without their JSON."""
+    lines = (_event(line.strip()) for line in message.splitlines())
+    return [line for line in lines if line][-_LAST_LINES:]
+
+
+def _event(line: str) -> str:
+    """Return what a line of Airflow's log in JSON tells, with its exception; any other line as it is."""
+    try:
+        record = json.loads(line)
+        parts = [str(record["event"])]
+        parts += [f"{one['exc_type']}: {one['exc_value']}" for one in record.get("exception", ())]
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return line
+    return ": ".join(parts)
