@@ -289,7 +289,7 @@ class RayExecutor(BaseExecutor):
                 "The Ray cluster cannot be asked now, so all jobs are adopted: %s", error
             )
             found = None
-        adopted = []
+        adopted = {}
         for job_id, ti in jobs.items():
             if found is not None and found[job_id] is None and ti.state == TaskInstanceState.QUEUED:
                 continue
@@ -299,9 +299,11 @@ class RayExecutor(BaseExecutor):
                 self._follower.follow(job_id, JobState.PENDING)
             else:
                 self._follower.follow(job_id, JobState.RUNNING)
-            adopted.append(ti)
-        self.log.info("Adopted %s: %s", counted(len(adopted), "Ray job"), ", ".join(sorted(jobs)))
-        return [ti for ti in tis if ti not in adopted]
+            adopted[job_id] = ti
+        if adopted:
+            names = ", ".join(sorted(adopted))
+            self.log.info("Adopted %s: %s", counted(len(adopted), "Ray job"), names)
+        return [ti for ti in tis if ti not in adopted.values()]
 
     def get_task_log(self, ti: "TaskInstance", try_number: int) -> tuple[list[str], list[str]]:
         """Return the output of a running task's job. The api-server calls this."""

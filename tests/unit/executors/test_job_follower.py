@@ -1,5 +1,6 @@
 """The thread that submits, follows and stops the jobs of an executor."""
 
+import json
 import logging
 from types import SimpleNamespace
 
@@ -92,6 +93,24 @@ def test_a_job_that_was_killed_is_told_so_and_lines_of_airflow_are_readable(serv
     assert next_change(follower).problem == (
         "Ray job airflow-1 ended as FAILED with exit code -9 (SIGKILL: perhaps its node ran out of "
         'memory): Parsed | [1] | {"event'
+    )
+
+
+def test_of_lines_that_airflow_logs_in_json_the_event_and_the_exception_are_shown(server, follow):
+    follower = follow()
+    follower.submit(JOB, submission())
+    eventually(lambda: server.jobs)
+    exception = [
+        {"exc_type": "ServerResponseError", "exc_value": "Invalid auth token", "frames": []}
+    ]
+    logged = [
+        {"timestamp": "2026", "level": "warning", "event": "Starting call"},
+        {"level": "critical", "event": "Unhandled exception", "exception": exception},
+    ]
+    server.end_job(JOB, "FAILED", "\n".join(["[1]", '{"a"', *map(json.dumps, logged)]))
+    assert next_change(follower).problem == (
+        'Ray job airflow-1 ended as FAILED: [1] | {"a" | Starting call | '
+        "Unhandled exception: ServerResponseError: Invalid auth token"
     )
 
 
