@@ -62,7 +62,6 @@ __all__ = [
     "RetryPolicy",
     "TaskDeferralTimeout",
     "XComNotFound",
-    "commits_executor_ids",
     "conf",
     "decide_retry",
     "execution_api_url",
@@ -278,13 +277,6 @@ def execution_api_url(conf_of_executor: Any) -> str:
         base = f"http://localhost:8080{base}"
     default = f"{base.rstrip('/')}/execution/"
     return str(conf_of_executor.get("core", "execution_api_server_url", fallback=default))
-
-
-def commits_executor_ids() -> bool:
-    """Whether the scheduler makes the `external_executor_id` of a task and commits it with QUEUED."""
-    from airflow.executors.base_executor import BaseExecutor
-
-    return hasattr(BaseExecutor, "pre_assigns_external_executor_id")  # since 3.2
 
 
 def knows_task_uuids() -> bool:

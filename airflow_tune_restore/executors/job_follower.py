@@ -10,7 +10,6 @@ asked for again.
 """
 
 import asyncio
-import json
 import queue
 import threading
 import traceback
@@ -20,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
 from airflow_tune_restore.executors.asking import PatientRayJobs
+from airflow_tune_restore.executors.job_output import describe_failure
 from airflow_tune_restore.launch.ray.jobs_api import ABSENT_LISTS, AsyncRayJobs, JobState, RayJob
-from airflow_tune_restore.protocol.printable import printable
 
 if TYPE_CHECKING:
     from airflow_tune_restore.launch.log_lines import Log
@@ -36,15 +35,7 @@ It writes a job that was deleted before that anew, as FAILED (JobManager._monito
 CLOSE_SECONDS = 2.0
 """How long the end of the scheduler waits for requests to be given up."""
 
-LINE_LENGTH = 300
-
 _FAULT = "A fault of airflow_tune_restore, which goes on to follow Ray jobs. Please report it.\n"
-
-_KILLED = (-9, 128 + 9)
-"""Exit codes of a process that got SIGKILL, and of a shell whose command did."""
-
-_LAST_LINES = 5
-"""Of the message of a job that failed: Ray puts the end of its log there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +227,7 @@ class JobFollower:
         known.absent = 0
         if job.is_over:
             succeeded = job.status == JobState.SUCCEEDED
-            self._end(job_id, "" if succeeded else _describe(job_id, job))
+            self._end(job_id, "" if succeeded else describe_failure(job_id, job))
             if succeeded and self._delete_jobs:
                 self._keep(self._delete(job_id))
         elif job.status != known.status:
@@ -309,25 +300,3 @@ class JobFollower:
             await self._jobs.ask_once(lambda api: api.delete(job_id))
         except TuneRestoreError as error:
             self._log.warning("Ray job %s stays in the list of jobs: %s", job_id, error)
-
-
-def _describe(job_id: str, job: RayJob) -> str:
-    """Return why a job failed, with the last lines of its log, which Ray puts into its message."""
-    lines = [line.strip() for line in (job.message or "").splitlines() if line.strip()]
-    shown = " | ".join(printable(_words(line), LINE_LENGTH) for line in lines[-_LAST_LINES:])
-    code = job.driver_exit_code
-    ended = "" if code is None else f" with exit code {code}"
-    if code in _KILLED:
-        ended += " (SIGKILL: perhaps its node ran out of memory)"
-    return (
-        f"Ray job {job_id} ended as {printable(job.status, 40)}{ended}: "
-        f"{shown or 'Ray gives no reason'}"
-    )
-
-
-def _words(line: str) -> str:
-    """Return what a line of a log tells; those of Airflow are JSON."""
-    try:
-        return str(json.loads(line)["event"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return line

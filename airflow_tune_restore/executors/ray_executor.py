@@ -35,7 +35,6 @@ from airflow_tune_restore.launch.ray.jobs_api import JobState
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.protocol.ray_job import TASK_PREFIX
 from airflow_tune_restore.version_compat import (
-    commits_executor_ids,
     conf,
     execution_api_url,
     forget_queued,
@@ -106,8 +105,8 @@ class RayExecutor(BaseExecutor):
     def start(self) -> None:
         """Read the configuration and begin to follow jobs. A cluster out of reach is not an error."""
         if self.name and not self.name.alias:
-            # a task may name the class; beside another executor, Airflow 3.4 commits the ids of those
-            # alone that name the alias or the whole path (`_executable_task_instances_to_queued`)
+            # a task may name the class; beside another executor, Airflow 3.2 to 3.4 commits new ids of
+            # those only that name the alias or the whole path (`_executable_task_instances_to_queued`)
             self.name = copy(self.name)
             self.name.alias = type(self).__name__
         try:
@@ -147,9 +146,9 @@ class RayExecutor(BaseExecutor):
         if "task_id" not in metadata:
             self._callbacks.add(job_id)
             self._follower.submit(job_id, submission)
-        elif commits_executor_ids():
+        elif getattr(workload.ti, "external_executor_id", None):
             self._submit_committed(job_id, submission)
-        else:
+        else:  # before 3.2
             self.change_state(key, TaskInstanceState.QUEUED, executor_id, remove_running=False)
             self._uncommitted[key] = job_id, submission
 
@@ -294,7 +293,7 @@ class RayExecutor(BaseExecutor):
                 "The Ray cluster cannot be asked now, so all jobs are adopted: %s", error
             )
             found = None
-        adopted = []
+        adopted = {}
         for job_id, ti in jobs.items():
             if found is not None and found[job_id] is None and ti.state == TaskInstanceState.QUEUED:
                 continue
@@ -304,9 +303,11 @@ class RayExecutor(BaseExecutor):
                 self._follower.follow(job_id, JobState.PENDING)
             else:
                 self._follower.follow(job_id, JobState.RUNNING)
-            adopted.append(ti)
-        self.log.info("Adopted %s: %s", counted(len(adopted), "Ray job"), ", ".join(sorted(jobs)))
-        return [ti for ti in tis if ti not in adopted]
+            adopted[job_id] = ti
+        if adopted:
+            names = ", ".join(sorted(adopted))
+            self.log.info("Adopted %s: %s", counted(len(adopted), "Ray job"), names)
+        return [ti for ti in tis if ti not in adopted.values()]
 
     def get_task_log(self, ti: "TaskInstance", try_number: int) -> tuple[list[str], list[str]]:
         """Return the output of a running task's job. The api-server calls this."""

@@ -7,10 +7,12 @@ The workload holds a token of Airflow's API. It is in no argument and no variabl
 soon as it was read, and it is in no line of output.
 """
 
+import json
 import os
 import sys
 from pathlib import Path
 
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _URL = "AIRFLOW__CORE__EXECUTION_API_SERVER_URL"
 
 
@@ -22,6 +24,7 @@ def main() -> None:
     server is out of reach or refuses the start of the task, and if a callback failed.
     """
     text = _take(Path(__file__).with_name("workload.json"))
+    _leave_package(Path(__file__).parents[1].name)
     try:
         from airflow.executors import workloads
         from airflow.sdk.execution_time.execute_workload import execute_workload
@@ -65,6 +68,20 @@ def _take(path: Path) -> str:
             "Nothing was run. Airflow decides whether the task gets another try."
         )
     return text
+
+
+def _leave_package(name: str) -> None:
+    """Take this package out of the runtime_env that `ray.init` in the task takes over from its job.
+
+    Other nodes would fetch it for the task's actors, with the token in it (ray.job_config, 2.60).
+    """
+    config = json.loads(os.environ.get(_JOB_CONFIG, "{}"))
+    given = config.get("runtime_env") or {}
+    others = [uri for uri in given.pop("py_modules", ()) if name not in uri]
+    if others:  # Ray cannot set up an empty list
+        given["py_modules"] = others
+    if config:
+        os.environ[_JOB_CONFIG] = json.dumps(config)
 
 
 def _hide_token(workload: type) -> None:

@@ -1,5 +1,6 @@
 """The thread that submits, follows and stops the jobs of an executor."""
 
+import json
 import logging
 from types import SimpleNamespace
 
@@ -107,6 +108,24 @@ def test_a_job_is_not_deleted_before_ray_has_seen_its_end(server, follow, monkey
     follower.follow("another", JobState.PENDING)
     eventually(lambda: server.looks > looks + 1)
     assert not server.deleted
+
+
+def test_of_lines_that_airflow_logs_in_json_the_event_and_the_exception_are_shown(server, follow):
+    follower = follow()
+    follower.submit(JOB, submission())
+    eventually(lambda: server.jobs)
+    exception = [
+        {"exc_type": "ServerResponseError", "exc_value": "Invalid auth token", "frames": []}
+    ]
+    logged = [
+        {"timestamp": "2026", "level": "warning", "event": "Starting call"},
+        {"level": "critical", "event": "Unhandled exception", "exception": exception},
+    ]
+    server.end_job(JOB, "FAILED", "\n".join(["[1]", '{"a"', *map(json.dumps, logged)]))
+    assert next_change(follower).problem == (
+        'Ray job airflow-1 ended as FAILED: [1] | {"a" | Starting call | '
+        "Unhandled exception: ServerResponseError: Invalid auth token"
+    )
 
 
 def test_jobs_that_succeeded_are_kept_on_request(server, follow):

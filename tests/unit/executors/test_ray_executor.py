@@ -12,7 +12,7 @@ from airflow.utils.state import TaskInstanceState
 
 from airflow_tune_restore.executors import asking, job_follower, ray_executor
 from airflow_tune_restore.executors.ray_executor import RayExecutor
-from airflow_tune_restore.version_compat import commits_executor_ids, key_of_task
+from airflow_tune_restore.version_compat import key_of_task
 from tests.support.ray.jobs_server import TOKEN, jobs_server
 from tests.support.waiting import eventually
 
@@ -54,7 +54,7 @@ def task(task_id="t", executor_config=None, **fields):
         "id": uuid.uuid4(), "dag_version_id": uuid.uuid4(), "task_id": task_id, "dag_id": "d",
         "run_id": "r", "try_number": 1, "map_index": -1, "pool_slots": 1, "queue": "default",
         "priority_weight": 1, "executor_config": executor_config or {},
-        "external_executor_id": str(uuid.uuid4()) if commits_executor_ids() else None, **fields,
+        "external_executor_id": str(uuid.uuid4()), **fields,
     }  # fmt: skip
     return workloads.ExecuteTask(
         ti=DTO(**given), dag_rel_path="d.py", bundle_info={"name": "b", "version": None},
@@ -170,8 +170,7 @@ def test_slots_limit_how_many_jobs_there_are(make, server):
     eventually(more)
 
 
-def test_no_job_is_submitted_before_its_id_is_committed(make, server, monkeypatch):
-    monkeypatch.setattr(ray_executor, "commits_executor_ids", lambda: False)  # as Airflow 3.1
+def test_no_job_is_submitted_before_its_id_is_committed(make, server):
     executor = make()
     item = task(external_executor_id=None)
     executor.queue_workload(item, session=None)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -144,3 +145,12 @@ def test_another_error_is_raised_as_it_is(taken, monkeypatch):
     monkeypatch.setattr("airflow.sdk.execution_time.execute_workload.execute_workload", refuse)
     with pytest.raises(ValueError, match="Server returned error"):
         worker.main()
+
+
+@pytest.mark.parametrize("others", [[], ["s3://bucket/code.zip"]])
+def test_actors_of_the_task_do_not_get_its_package(monkeypatch, others):
+    given = {"runtime_env": {"py_modules": [*others, "gcs://_ray_pkg_5e1f.zip"], "pip": ["x"]}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({**given, "metadata": {}}))
+    worker._leave_package("_ray_pkg_5e1f")
+    left = json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"])["runtime_env"]
+    assert left == {"pip": ["x"]} | ({"py_modules": others} if others else {})
