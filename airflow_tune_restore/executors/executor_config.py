@@ -6,6 +6,7 @@ The job of a task that names a `label_selector` is refused by a Ray older than 2
 `JobSubmitRequest` lacks that field.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,12 @@ from airflow_tune_restore.protocol.printable import printable
 
 if TYPE_CHECKING:
     from airflow_tune_restore.executors.settings import ExecutorSettings
+
+MOST_BYTES = 1_000_000
+"""Of what a task asks for, as JSON. The agent of a Ray node (2.60) takes 1 MiB, the default of aiohttp.
+
+It answers HTTP 500 to more, as to faults that pass. So the job would be submitted again and again.
+"""
 
 _OWN_KEYS = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 """Ray's names of resources that have a key of their own; Ray refuses them in `resources`."""
@@ -52,11 +59,18 @@ def parse_executor_config(
         if value is not None
     }
     runtime_env = merge(settings.runtime_env, fields.pop("runtime_env", {}))
-    return {
+    asked = {
         "entrypoint_num_cpus": settings.num_cpus,
         **{f"entrypoint_{key}": value for key, value in fields.items()},
         "runtime_env": runtime_env,
     }
+    size = len(json.dumps(asked))
+    if size > MOST_BYTES:
+        raise InvalidInputError(
+            f"executor_config, with the runtime_env of [ray_executor], is {size:,} bytes long; Ray takes "
+            f"{MOST_BYTES:,}. Put large values into a file of the image, or of py_modules."
+        )
+    return asked
 
 
 def _parse_amount(name: str, value: Any) -> float:

@@ -13,34 +13,21 @@ import asyncio
 import queue
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
-from airflow_tune_restore.executors.job_output import last_lines
+from airflow_tune_restore.executors.asking import PatientRayJobs
+from airflow_tune_restore.executors.job_output import describe_failure
 from airflow_tune_restore.launch.ray.jobs_api import ABSENT_LISTS, AsyncRayJobs, JobState, RayJob
-from airflow_tune_restore.protocol.printable import printable
 
 if TYPE_CHECKING:
     from airflow_tune_restore.launch.log_lines import Log
     from airflow_tune_restore.launch.ray.cluster import Cluster
 
-_T = TypeVar("_T")
-
-MOST_FINDS = 16
-"""More jobs than this are looked up with one list of all jobs, which others may have made long."""
-
-REQUESTS_AT_ONCE = 8
-
-FIRST_PAUSE_SECONDS = 1.0
-LONGEST_PAUSE_SECONDS = 30.0
-"""Between two tries during an outage. The pause doubles up to the longest one."""
-
 CLOSE_SECONDS = 2.0
 """How long the end of the scheduler waits for requests to be given up."""
-
-LINE_LENGTH = 300
 
 _FAULT = "A fault of airflow_tune_restore, which goes on to follow Ray jobs. Please report it.\n"
 
@@ -62,11 +49,18 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A job runs, or has ended. `problem` is why it failed; "" if it did not."""
+    """A job runs, has ended, or was lost.
+
+    Args:
+        problem: Why it failed; "" if it did not.
+        lost: What to submit again: the cluster has forgotten a job that waited, or another scheduler has
+            followed it to its end, and has deleted it.
+    """
 
     job_id: str
     is_over: bool
     problem: str = ""
+    lost: Submission | None = None
 
 
 @dataclass(slots=True)
@@ -95,7 +89,7 @@ class JobFollower:
         revoked_package: Callable[[str], tuple[str, bytes]],
         log: "Log",
     ) -> None:
-        self._connect = connect
+        self._jobs = PatientRayJobs(connect, log)
         self._poll_seconds = poll_seconds
         self._delete_jobs = delete_jobs
         self._revoked_package = revoked_package
@@ -105,10 +99,7 @@ class JobFollower:
         self._submitting: dict[str, asyncio.Task[None]] = {}
         self._revoked: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._api: AsyncRayJobs | None = None
-        self._trouble = ""  # the last one that was logged
         self._loop = asyncio.new_event_loop()
-        self._turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._thread = threading.Thread(target=self._run, name="ray-executor", daemon=True)
 
     # Called by the scheduler
@@ -145,7 +136,7 @@ class JobFollower:
             TuneRestoreError: If the cluster cannot be asked.
             TimeoutError: If it does not answer in time.
         """
-        asked = asyncio.run_coroutine_threadsafe(self._find_all(list(job_ids)), self._loop)
+        asked = asyncio.run_coroutine_threadsafe(self._jobs.find_all(list(job_ids)), self._loop)
         try:
             found = asked.result(seconds)
         finally:
@@ -180,8 +171,7 @@ class JobFollower:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._api is not None:
-            await self._api.close()
+        await self._jobs.close()
 
     def _do(self, coroutine: Any) -> None:
         self._loop.call_soon_threadsafe(self._keep, coroutine)
@@ -201,13 +191,12 @@ class JobFollower:
 
     async def _greet(self) -> None:
         try:
-            version = await self._jobs().version()
+            api = self._jobs.now()
+            version = await api.version()
         except TuneRestoreError as error:
-            self._warn(error)
+            self._jobs.warn(error)
         else:
-            self._log.info(
-                "Tasks run as jobs of %s, Ray %s.", self._jobs().cluster.address, version
-            )
+            self._log.info("Tasks run as jobs of %s, Ray %s.", api.cluster.address, version)
 
     async def _poll(self) -> None:
         while True:
@@ -217,12 +206,7 @@ class JobFollower:
             )  # its error is logged, and does not end this
 
     async def _look(self) -> None:
-        found = await self._find_all(list(self._followed))
-        troubles = [job for job in found.values() if isinstance(job, TuneRestoreError)]
-        if troubles:
-            await self._meet(troubles[0])
-        elif found:
-            self._trouble = ""
+        found = await self._jobs.look(list(self._followed))
         for job_id, job in found.items():
             if not isinstance(job, TuneRestoreError) and job_id in self._followed:
                 self._record(job_id, job)
@@ -237,7 +221,7 @@ class JobFollower:
         known.absent = 0
         if job.is_over:
             succeeded = job.status == JobState.SUCCEEDED
-            self._end(job_id, "" if succeeded else _describe(job_id, job))
+            self._end(job_id, "" if succeeded else describe_failure(job_id, job))
             if succeeded and self._delete_jobs:
                 self._keep(self._delete(job_id))
         elif job.status != known.status:
@@ -245,14 +229,17 @@ class JobFollower:
             self._changes.put(Change(job_id, is_over=False))
 
     def _lose(self, job_id: str, known: _Job) -> None:
-        """Handle a job that the cluster has forgotten: its head node died and was started anew."""
+        """Handle a job that the cluster has forgotten."""
         if known.status != JobState.PENDING:
-            self._end(job_id, f"The Ray cluster no longer has job {job_id}: its head node died.")
+            problem = (
+                f"The Ray cluster no longer has job {job_id}: its head node died, or somebody deleted "
+                "the job."
+            )
+            self._end(job_id, problem)
             return
         del self._followed[job_id]
         if known.submission is not None:
-            self._log.warning("Ray job %s was lost before it ran; it is submitted again.", job_id)
-            self.submit(job_id, known.submission)
+            self._changes.put(Change(job_id, is_over=False, lost=known.submission))
         else:
             self._log.warning(
                 "Ray job %s was lost before it ran. Airflow queues its task again after [scheduler] "
@@ -265,15 +252,21 @@ class JobFollower:
         self._changes.put(Change(job_id, is_over=True, problem=problem))
 
     async def _submit(self, job_id: str, submission: Submission) -> None:
-        async def send() -> bool:
-            await self._jobs().upload_package(submission.package, submission.content)
-            return await self._jobs().submit(submission.body)
+        async def send(api: AsyncRayJobs) -> bool:
+            await api.upload_package(submission.package, submission.content)
+            return await api.submit(submission.body)
 
         try:
-            if await self._ask_until_answered(send, lambda: job_id in self._revoked) is not None:
+            sent = await self._jobs.ask_until_answered(
+                job_id, send, is_off=lambda: job_id in self._revoked
+            )
+            if sent is not None:
                 self._followed[job_id] = _Job(submission)
         except InvalidInputError as error:
             self._end(job_id, str(error))
+        except Exception as error:
+            self._end(job_id, f"Ray job {job_id} was not submitted: {error!r}. The log has more.")
+            raise
         finally:
             del self._submitting[job_id]
 
@@ -285,12 +278,11 @@ class JobFollower:
             if self._followed.pop(job_id, None) is None:
                 return
 
-            async def stop() -> bool:
-                await self._jobs().upload_package(*self._revoked_package(job_id))
-                await self._jobs().stop(job_id)
-                return True
+            async def stop(api: AsyncRayJobs) -> None:
+                await api.upload_package(*self._revoked_package(job_id))
+                await api.stop(job_id)
 
-            await self._ask_until_answered(stop, lambda: False)
+            await self._jobs.ask_until_answered(job_id, stop, is_off=lambda: False)
         except InvalidInputError as error:
             self._log.warning("Ray job %s cannot be stopped: %s", job_id, error)
         finally:
@@ -298,86 +290,6 @@ class JobFollower:
 
     async def _delete(self, job_id: str) -> None:
         try:
-            async with self._turns:
-                await self._jobs().delete(job_id)
+            await self._jobs.ask_once(lambda api: api.delete(job_id))
         except TuneRestoreError as error:
             self._log.warning("Ray job %s stays in the list of jobs: %s", job_id, error)
-
-    async def _ask_until_answered(
-        self, ask: Callable[[], Awaitable[_T]], is_off: Callable[[], bool]
-    ) -> _T | None:
-        """Return the answer, however long the cluster is out of reach; None if nobody wants it now.
-
-        Raises:
-            InvalidInputError: If the cluster refuses, also with the connection of now.
-        """
-        pause = FIRST_PAUSE_SECONDS
-        while not is_off():
-            try:
-                async with self._turns:
-                    if is_off():
-                        break
-                    return await ask()
-            except TuneRestoreError as error:
-                if isinstance(error, InvalidInputError) and not await self._meet(error):
-                    raise
-                self._warn(error)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-        return None
-
-    # The connection
-
-    def _jobs(self) -> AsyncRayJobs:
-        if self._api is None:
-            self._api = AsyncRayJobs(self._connect())
-        return self._api
-
-    async def _meet(self, error: TuneRestoreError) -> bool:
-        """Log a trouble; connect anew if the token or the address has changed, and return whether it has.
-
-        So a token can be replaced in the connection without a restart of the scheduler.
-        """
-        self._warn(error)
-        api = self._api
-        if api is None or not isinstance(error, InvalidInputError):
-            return False
-        try:
-            if self._connect() == api.cluster:
-                return False
-        except InvalidInputError as unusable:
-            self._warn(unusable)
-            return False
-        self._api = None
-        await api.close()
-        return True
-
-    async def _find_all(self, job_ids: list[str]) -> dict[str, RayJob | TuneRestoreError | None]:
-        if len(job_ids) <= MOST_FINDS:
-            found = await asyncio.gather(*map(self._find, job_ids))
-            return dict(zip(job_ids, found, strict=True))
-        try:
-            listed = {job.submission_id: job for job in await self._jobs().list_all()}
-        except TuneRestoreError as error:
-            return dict.fromkeys(job_ids, error)
-        return {job_id: listed.get(job_id) for job_id in job_ids}
-
-    async def _find(self, job_id: str) -> RayJob | TuneRestoreError | None:
-        try:
-            return await self._jobs().find(job_id)
-        except TuneRestoreError as error:
-            return error
-
-    def _warn(self, error: TuneRestoreError) -> None:
-        """Log a trouble once, until its text changes."""
-        if str(error) != self._trouble:
-            self._trouble = str(error)
-            self._log.warning("%s It is asked again; jobs that run are not affected.", error)
-
-
-def _describe(job_id: str, job: RayJob) -> str:
-    """Return why a job failed, with the last lines of its log, which Ray puts into its message."""
-    shown = " | ".join(printable(line, LINE_LENGTH) for line in last_lines(job.message or ""))
-    return (
-        f"Ray job {job_id} ended as {printable(job.status, 40)}: {shown or 'Ray gives no reason'}"
-    )

@@ -4,7 +4,8 @@ import json
 
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.launch.ray.cluster import Cluster
-from airflow_tune_restore.launch.ray.jobs_api import RayJobs
+from airflow_tune_restore.launch.ray.jobs_api import RayJob, RayJobs
+from airflow_tune_restore.protocol.printable import printable
 
 SHOWN_LENGTH = 8 * 1024**2
 """Characters of a log that are shown while its job runs. Airflow asks for all every few seconds."""
@@ -14,6 +15,11 @@ SHOW_SECONDS = 10.0
 
 _LAST_LINES = 5
 """Of the message of a job that failed: Ray puts the end of its log there."""
+
+_LINE_LENGTH = 300
+
+_KILLED = (-9, 128 + 9)
+"""Exit codes of a process that got SIGKILL, and of a shell whose command did."""
 
 
 class JobOutput:
@@ -52,10 +58,18 @@ def read_output(cluster: Cluster, job_id: str) -> tuple[list[str], list[str]]:
     return [source], output.lines()
 
 
-def last_lines(message: str) -> list[str]:
-    """Return the last lines of a message of Ray, those of Airflow's supervisor without their JSON."""
-    lines = (_event(line.strip()) for line in message.splitlines())
-    return [line for line in lines if line][-_LAST_LINES:]
+def describe_failure(job_id: str, job: RayJob) -> str:
+    """Return why a job failed, with the last lines of its log."""
+    lines = filter(None, map(str.strip, (job.message or "").splitlines()))
+    shown = " | ".join(printable(_event(line), _LINE_LENGTH) for line in [*lines][-_LAST_LINES:])
+    code = job.driver_exit_code
+    ended = "" if code is None else f" with exit code {code}"
+    if code in _KILLED:
+        ended += " (SIGKILL: perhaps its node ran out of memory)"
+    return (
+        f"Ray job {job_id} ended as {printable(job.status, 40)}{ended}: "
+        f"{shown or 'Ray gives no reason'}"
+    )
 
 
 def _event(line: str) -> str:

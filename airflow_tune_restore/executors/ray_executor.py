@@ -75,6 +75,7 @@ class RayExecutor(BaseExecutor):
         self._job_ids: dict[Any, str] = {}  # the newest job of each workload, by its key
         self._waiting: dict[str, str] = {}  # executor ids of tasks, by the id of a job that waits
         self._uncommitted: dict[Any, tuple[str, Submission]] = {}
+        self._callbacks: set[str] = set()  # jobs that are no tasks
         self._looked = time.monotonic()
 
     @cached_property
@@ -120,7 +121,7 @@ class RayExecutor(BaseExecutor):
             try:
                 self._submit(key, workload)
             except InvalidInputError as error:
-                self._report(key, str(error))
+                self._report("", key, str(error))
 
     def _submit(self, key: Any, workload: Any) -> None:
         executor_id, metadata, given = _describe(workload)
@@ -139,6 +140,7 @@ class RayExecutor(BaseExecutor):
         )
         self._take(key, job_id)
         if "task_id" not in metadata:
+            self._callbacks.add(job_id)
             self._follower.submit(job_id, submission)
         elif getattr(workload.ti, "external_executor_id", None):
             self._submit_committed(job_id, submission)
@@ -175,24 +177,53 @@ class RayExecutor(BaseExecutor):
         """Report what became of the jobs, submit those that may be, and drop those nobody waits for."""
         if not self._follows:
             return
+        lost: dict[str, Submission] = {}
         for change in self._follower.changes():
-            self._waiting.pop(change.job_id, None)
             key = self._keys.get(change.job_id)
             if key is None:
                 continue  # it was revoked
+            if change.lost is not None:
+                lost[change.job_id] = change.lost
+                continue
+            self._waiting.pop(change.job_id, None)
             if change.is_over:
                 self._let_go(change.job_id)
                 if key not in self._job_ids:  # else it has a newer job: it was deferred and goes on
-                    self._report(key, change.problem)
+                    self._report(change.job_id, key, change.problem)
+        self._submit_again(lost)
         self._submit_uncommitted()
         self._revoke_unwanted()
 
-    def _report(self, key: Any, problem: str) -> None:
+    def _submit_again(self, lost: Mapping[str, Submission]) -> None:
+        """Submit jobs that were lost before they ran, unless another scheduler saw them end.
+
+        That one adopted them while this process stood still, and has deleted the jobs that ended well.
+        """
+        wanted = _find_wanted([self._waiting[job_id] for job_id in lost if job_id in self._waiting])
+        for job_id, submission in lost.items():
+            if self._waiting.get(job_id) in {None, *wanted}:  # callbacks are in no table of tasks
+                self.log.warning(
+                    "Ray job %s was lost before it ran; it is submitted again.", job_id
+                )
+                self._follower.submit(job_id, submission)
+            else:
+                self.log.info("Ray job %s is gone, and its task does not wait for it.", job_id)
+                self._revoke(job_id)
+
+    def _report(self, job_id: str, key: Any, problem: str) -> None:
+        """Report the end of a job, except that of a task that went well: Airflow has it from the task.
+
+        Airflow (3.1 to 3.4) fails a task of which an executor reports an end while it is scheduled again,
+        such as a sensor in reschedule mode, and some seconds pass until Ray has the end of a job.
+        """
         if problem:
             self.log.error("%s: %s", key, problem)
             self.fail(key, problem)
-        else:
+        elif job_id in self._callbacks:
             self.success(key)
+        else:
+            self.running.discard(key)
+        self._callbacks.discard(job_id)
 
     def _take(self, key: Any, job_id: str) -> None:
         self.running.add(key)
@@ -314,6 +345,8 @@ def _find_wanted(executor_ids: Sequence[str]) -> set[str]:
 
     column = TaskInstance.external_executor_id
     states = [TaskInstanceState.QUEUED, TaskInstanceState.RUNNING]
+    if not executor_ids:
+        return set()
     query = select(column).where(column.in_(executor_ids), TaskInstance.state.in_(states))
     with create_session() as session:
         return {str(found) for found in session.scalars(query)}

@@ -9,6 +9,12 @@ from airflow_tune_restore.launch.ray.package import check_types
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.storage.location import Location
 
+LONGEST_VARIABLE = 128 * 1024 - 1
+"""Bytes of NAME=value: Linux starts no process with a longer one (MAX_ARG_STRLEN).
+
+Ray (2.60) tries it again and again for 15 minutes, and then gives no reason.
+"""
+
 
 def parse_runtime_env(where: str, value: Any) -> dict[str, Any]:
     """Return a runtime_env as JSON has it, without what is None.
@@ -36,6 +42,13 @@ def parse_runtime_env(where: str, value: Any) -> dict[str, Any]:
             f"{where} cannot be sent as JSON. Use only objects, lists, texts, numbers, true and false."
         ) from None
     parsed: dict[str, Any] = json.loads(text)
+    for name, variable in parsed.get("env_vars", {}).items():
+        if len(f"{name}={variable}".encode()) >= LONGEST_VARIABLE:
+            raise InvalidInputError(
+                f"{where}: the variable {printable(name, 80)} is too long. Linux starts no process with "
+                f"one of {LONGEST_VARIABLE:,} bytes. Put its value into a file of the image, or of "
+                "py_modules."
+            )
     return parsed
 
 

@@ -9,6 +9,7 @@ Standard library only: runners choose, too.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 _NUMBERED = re.compile(r"^checkpoint_(\d+)$")
@@ -18,6 +19,20 @@ def checkpoint_index(name: str) -> int:
     """Return the number of a checkpoint directory; -1 if the name has another form."""
     match = _NUMBERED.match(name)
     return int(match[1]) if match else -1
+
+
+def last_number(present: Iterable[str], attempt: int) -> int:
+    """Return the number after which an attempt counts its checkpoints; -1 without any.
+
+    A trial uploads one checkpoint at a time, so an attempt that has ended leaves at most one that its
+    directory does not hold yet: the store may carry out an upload after its sender has given it up. So
+    each attempt leaves out one number more than the attempt before.
+
+    Args:
+        present: The checkpoint directories of the trial, as listed.
+        attempt: From 1.
+    """
+    return max(map(checkpoint_index, present), default=-1) + attempt - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

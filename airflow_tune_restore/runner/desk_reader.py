@@ -95,6 +95,7 @@ class DeskReader:
         self._desk = Desk(store, request.restore_id)
         self._lock = threading.Lock()
         self._waiting: dict[AttemptId, None] = {}  # in order, unlike a set
+        self._unanswered: set[AttemptId] = set()  # they may have a first heartbeat
         self._seen: set[AttemptId] = set()
         self._stops: set[AttemptId] = set()
         self._is_closed = False
@@ -195,6 +196,7 @@ class DeskReader:
         found = self._desk.read()
         with self._lock:
             self._seen &= set(found.to_run)
+            self._unanswered &= set(found.to_run)
             self._waiting = {a: None for a in found.to_run if a not in self._seen}
             self._stops, self._is_closed = found.to_stop, found.is_closed
             self._measure_idleness(found)
@@ -208,15 +210,20 @@ class DeskReader:
         self._idle_seconds = now_ - self._idle_since if self._idle_since is not None else 0.0
 
     def take(self) -> None:
-        """Take as many attempts as there is room for, and all that were asked to stop."""
+        """Take as many attempts as there is room for, and all that were asked to stop.
+
+        Those whose begin got no answer come first, and have their room: they may have a first heartbeat,
+        and their tasks give them up if no other one follows.
+        """
         with self._lock:
             room = self._room()
-            stopped = [attempt for attempt in self._waiting if attempt in self._stops]
-            others = [attempt for attempt in self._waiting if attempt not in self._stops]
-        for_each(self._take, [*stopped, *others[: max(0, room)]])
+            urgent = self._stops | self._unanswered
+            first = [attempt for attempt in self._waiting if attempt in urgent]
+            others = [attempt for attempt in self._waiting if attempt not in urgent]
+        for_each(self._take, [*first, *others[: max(0, room)]])
 
     def _room(self) -> int:
-        unfinished, running = len(self._works), self._running
+        unfinished, running = len(self._works) + len(self._unanswered), self._running
         room = max(FEW, running) - (unfinished - running)
         most = self._request.concurrent
         return min(room, most - unfinished) if most else room
@@ -228,6 +235,7 @@ class DeskReader:
                 self._works[work.trial_id] = work
                 self._new.append(work)
             self._seen.add(attempt)
+            self._unanswered.discard(attempt)
             self._waiting.pop(attempt, None)
 
     def _try_to_take(self, attempt: AttemptId) -> Work | None:
@@ -246,6 +254,8 @@ class DeskReader:
         if not request.is_shared or request.action not in RUN_ACTIONS:
             logger.warning("Trial %s on the desk is left there: it is not shared.", name)
             return None
+        with self._lock:
+            self._unanswered.add(attempt)
         try:
             self._begin(request)
         except FencedError as error:

@@ -53,6 +53,11 @@ def _restore_of(key: str) -> str:
     return key.split("/")[1]
 
 
+def _unit_of(key: str) -> str:
+    """Return the trial that a record of an attempt belongs to."""
+    return layout.unsegment(key.split("/")[3])
+
+
 def broken(name: str, what: str) -> InvariantBroken:
     """Return the error for a broken invariant."""
     return InvariantBroken(f"{name}: {what}")
@@ -161,6 +166,15 @@ class Invariants:
         is_over = process in self.has_outcome or (process, trial_id) in self.has_outcome_of
         return is_over or not process.is_alive
 
+    def has_trained(self, process: Process, unit: str) -> bool:
+        """Return whether a process is the last that trained a trial, by its planned id."""
+        units = {
+            self.units.get(trial_id, trial_id)
+            for trial_id, (trainer, _began) in self.trainers.items()
+            if trainer is process
+        }
+        return unit in units
+
     def silent(self, process: Process, trial_id: str, began: float) -> float:
         """Return for how long a process has written no heartbeat for a trial that it began."""
         if not _is_shared_driver(process):
@@ -176,7 +190,7 @@ class Invariants:
         unit = layout.SHARED_DRIVER
         if "/trials/" in write.key:
             i4_one_driver_per_attempt(self, write)
-            unit = layout.unsegment(write.key.split("/")[3])
+            unit = _unit_of(write.key)
         silence = now - self.beats_of_trial.get((process, unit), now)
         self.longest_silence[process] = max(silence, self.longest_silence.get(process, 0.0))
         self.beats_of_trial[process, unit] = now
@@ -527,12 +541,21 @@ def i4_one_driver_per_attempt(watch: Invariants, write: Write) -> None:
 
 
 def i4_a_living_driver_keeps_its_trials(watch: Invariants, write: Write) -> None:
-    """I4: a trial is given up as lost with its driver only if that has ended, or was silent once."""
+    """I4: a trial is given up as lost with its driver only if that has ended, or was silent once.
+
+    A driver that was cut off begins trials before it beats for itself again: its silence, as a follower
+    sees it, lasts until then. A driver whose first heartbeat for a trial gets no answer does not know
+    that it has begun it: it beats for the others, and neither beats for that one nor trains it.
+    """
     driver = watch.sharers.get(f"{write.key.rpartition('/')[0]}/heartbeat.json")
     if driver is None or not driver.is_alive or driver in watch.has_outcome:
         return
-    silence = watch.world.now - watch.beats[driver]
-    if max(silence, watch.longest_silence[driver]) < QUIET_SECONDS:
+    silent_since = watch.beats_of_trial[driver, layout.SHARED_DRIVER]
+    unit = _unit_of(write.key)
+    if not watch.has_trained(driver, unit):
+        silent_since = min(silent_since, watch.beats_of_trial[driver, unit])
+    silence = max(watch.world.now - silent_since, watch.longest_silence[driver])
+    if silence < QUIET_SECONDS:
         raise broken("I4", f"{write.process} puts {write.key}, although {driver} lives")
 
 

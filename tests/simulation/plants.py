@@ -419,11 +419,18 @@ _OF_SHARED_DRIVERS = (
         seed=4,
     ),
     Plant(
+        "shared trials not kept alive",
+        "A driver writes no heartbeats for the trials that it runs, only its own.",
+        "I4",
+        (Edit(Heartbeat.beat, "*self._in_work.values(), ", ""),),
+        seed=66,
+    ),
+    Plant(
         "next driver taken for the last",
         "A driver that has begun a trial since the look at the newest driver counts as ended.",
         "I4",
         (Edit(shared_driver.leave_ended_driver, "max(numbers, default=0) > ended", "not numbers"),),
-        seed=224,
+        seed=196,
     ),
 )
 

@@ -21,7 +21,7 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import find_ended
-from airflow_tune_restore.protocol.checkpoints import checkpoint_index
+from airflow_tune_restore.protocol.checkpoints import last_number
 from airflow_tune_restore.protocol.planned import read_planned
 from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.protocol.request import (
@@ -244,7 +244,7 @@ class Training:
             files = replace(files, checkpoint=checkpoint)
         names = [entry.name for entry in self.store.list_dir(files.trial_dir) if entry.is_dir]
         present = [name for name in names if name.startswith(layout.CHECKPOINT_PREFIX)]
-        trained.next_checkpoint = max(map(checkpoint_index, present), default=-1) + 1
+        trained.next_checkpoint = last_number(present, request.attempt) + 1
         start = files.checkpoint and Start(files.checkpoint[0], float(files.checkpoint[1]))
         prepare_results(self.store, request, files.trial_dir, start or None)
         if start:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from airflow_tune_restore.protocol import attempts, lease
+from airflow_tune_restore.protocol import attempts, checkpoints, lease
 from airflow_tune_restore.protocol.kept_lease import _KeptLease, look_until_fresh
 from airflow_tune_restore.restore import (
     abandoned,
@@ -168,6 +168,29 @@ SCRIPTS = {
         sweep="shared",
         tail=0.05,
     ),
+    "a checkpoint that the store writes late is not one of the next attempt": Script(
+        seed=4242420005490,
+        sweep="shared-many",
+        pace=0.2,
+        faults=(
+            Fault(FaultKind.LATE, "runner", 5, "put", "*/checkpoint_*", 13.0),
+            Fault(FaultKind.REFUSED, "runner", 3, "create", "*/heartbeat.json"),
+        ),
+    ),
+    "a driver that nobody hears for a minute loses its trials, even one that it has just begun": Script(
+        seed=4242420007564,
+        sweep="shared-broken",
+        ttl_seconds=120.0,
+        faults=(Fault(FaultKind.CUT_OFF, "runner", 2, "list", "*/trials/*/attempts", 60.0),),
+    ),
+    "a trial whose first heartbeat got no answer is the next that a driver takes": Script(
+        seed=4242420009113,
+        sweep="shared-many",
+        tail=0.05,
+        faults=(
+            Fault(FaultKind.ANSWER_LOST, "runner", 2, "create", "*/trials/*/heartbeat.json", 53.0),
+        ),
+    ),
 }
 """By what holds now."""
 
@@ -245,6 +268,9 @@ MISTAKES = {
     ),
     "a trial that a driver began during a look for drivers stays with it": (
         Edit(shared_driver.leave_ended_driver, "max(numbers, default=0) > ended", "not numbers"),
+    ),
+    "a checkpoint that the store writes late is not one of the next attempt": (
+        Edit(checkpoints.last_number, " + attempt - 1", ""),
     ),
 }
 """The mistakes that random worlds show too seldom to be among the plants."""

@@ -28,6 +28,7 @@ _PAGE_LENGTH = 4000
 
 _TITLE = re.compile(r"<title[^<>]*>\s*([^<>]+)", re.IGNORECASE)
 _TAG = re.compile(r"<[^<>]*>")
+_WORD = re.compile(r"\w")
 
 
 def translate_transport_error(
@@ -109,9 +110,9 @@ def not_a_dashboard(cluster: Cluster, reason: str) -> InvalidInputError:
 
 
 def describe_body(answer: Answer) -> str:
-    """Return the title of an HTML page, or the last line of another body, after a colon.
+    """Return the title of an HTML page, or the last line with words of another body, after a colon.
 
-    The last line of a traceback is the error.
+    The last line of a traceback is the error. Ray puts a full stop behind one, on a line of its own.
     """
     text = answer.text.strip()
     if text.startswith("<"):
@@ -120,7 +121,7 @@ def describe_body(answer: Answer) -> str:
         lines = [title[1]] if title else _TAG.sub("\n", page).split("\n")
         shown = next(filter(None, map(str.strip, lines)), "an HTML page")
     else:
-        shown = text.splitlines()[-1] if text else ""
+        shown = next((line for line in reversed(text.splitlines()) if _WORD.search(line)), text)
     return f": {printable(shown)}" if shown else " (empty body)"
 
 

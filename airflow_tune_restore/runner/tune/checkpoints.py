@@ -12,8 +12,8 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.checkpoints import (
     CheckpointDir,
     RecordedCheckpoint,
-    checkpoint_index,
     choose_checkpoint,
+    last_number,
 )
 from airflow_tune_restore.protocol.numbers import read_iteration, whole_iteration
 from airflow_tune_restore.protocol.request import RunnerRequest
@@ -35,10 +35,10 @@ def start_as_planned(store: ObjectStore, trial: Any, request: RunnerRequest) -> 
         metrics = _rows_by_checkpoint(store, trial).get(request.checkpoint)
         point_at(trial, request.checkpoint, metrics or {"training_iteration": request.iteration})
     forget_missing(trial, present)
-    _number_after(trial, present)
+    _number_after(trial, present, request.attempt)
 
 
-def continue_from_snapshot(store: ObjectStore, trial: Any) -> None:
+def continue_from_snapshot(store: ObjectStore, trial: Any, attempt: int) -> None:
     """Make a trial of a snapshot start from its checkpoint, or from another one if this is deleted.
 
     With `num_to_keep`, the earlier attempt may have deleted it after its last snapshot.
@@ -62,7 +62,7 @@ def continue_from_snapshot(store: ObjectStore, trial: Any) -> None:
                 row = rows.get(choice.name) or {"training_iteration": choice.iteration}
                 point_at(trial, choice.name, row)
     forget_missing(trial, present)
-    _number_after(trial, present)
+    _number_after(trial, present, attempt)
 
 
 def start_of(trial: Any) -> Start | None:
@@ -100,11 +100,12 @@ def forget_missing(trial: Any, present: list[str]) -> None:
     known._checkpoint_results = [result for result in results if _name_of(result) in present]
 
 
-def _number_after(trial: Any, present: list[str]) -> None:
+def _number_after(trial: Any, present: list[str], attempt: int) -> None:
     """Give the next checkpoint a new number: the state may be older than the directory."""
-    numbers = [checkpoint_index(name) for name in present]
     storage = trial.storage
-    storage.current_checkpoint_index = max([storage.current_checkpoint_index, *numbers])
+    storage.current_checkpoint_index = max(
+        storage.current_checkpoint_index, last_number(present, attempt)
+    )
 
 
 def _set_latest(trial: Any, result: Any) -> None:

@@ -112,7 +112,7 @@ class ExperimentController(GuardedController):
             request = self.context.request_for(trial)
             if not self.context.is_seed:
                 if not trial.is_finished():
-                    checkpoints.continue_from_snapshot(self.context.store, trial)
+                    checkpoints.continue_from_snapshot(self.context.store, trial, request.attempt)
             elif request.action == TrialAction.RESUME:
                 checkpoints.start_as_planned(self.context.store, trial, request)
         return trials

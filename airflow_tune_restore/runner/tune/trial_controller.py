@@ -99,7 +99,7 @@ class TrialController(GuardedController):
             raise RunnerError(f"{context.source_key} does not hold trial {expected} alone")
         (trial,) = trials
         if not context.is_seed:
-            checkpoints.continue_from_snapshot(context.store, trial)
+            checkpoints.continue_from_snapshot(context.store, trial, request.attempt)
         elif not context.starts_over:
             checkpoints.start_as_planned(context.store, trial, request)
         return trials

@@ -183,6 +183,7 @@ def test_a_killed_scheduler_leaves_a_job_that_waits_to_the_next(site, begin):
     running.go_on()
     with site.late_node():
         assert waiting.finish() == {"placed": ["success"]}
+        site.wait_for_ends([waiting_job])
     assert waiting.lines("placed") == ["ran"]
     assert waiting_job in waiting.jobs()
     assert running.finish() == {"waiting": ["success"]}

@@ -23,7 +23,10 @@ class JobsServer(ThreadingHTTPServer):
         deleted: Ids of jobs for which a deletion was requested.
         token: The token that is accepted.
         broken: Answers everything with 503.
+        unrouted: Answers everything with 404, as a proxy that does not know its cluster.
+        refused: How often it did so.
         refusal: The answer to a submission, with status 400; "" to accept it.
+        fault: The same, with status 500.
         looks: How often a job or all jobs were asked for.
     """
 
@@ -39,7 +42,10 @@ class JobsServer(ThreadingHTTPServer):
         self.posted: list[dict[str, Any]] = []
         self.token = TOKEN
         self.broken = False
+        self.unrouted = False
+        self.refused = 0
         self.refusal = ""
+        self.fault = ""
         self.looks = 0
         self.log = ""
 
@@ -78,6 +84,8 @@ class JobsServer(ThreadingHTTPServer):
         job_id = body["submission_id"]
         if self.refusal:
             return 400, self.refusal
+        if self.fault:
+            return 500, self.fault
         if job_id in self.jobs:
             return 500, f"Job with submission_id {job_id} already exists."
         self.posted.append(body)
@@ -93,11 +101,14 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.server.broken:
             status, found = 503, "not now"
+        elif self.server.unrouted:
+            self.server.refused += 1
+            status, found = 404, "default backend"
         elif self.headers.get("Authorization") != f"Bearer {self.server.token}":
             status, found = 401, "no valid token"
         else:
             status, found = self.server.answer(self.command, self.path, body)
-        sent = json.dumps(found).encode()
+        sent = found.encode() if isinstance(found, str) else json.dumps(found).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(sent)))
         self.end_headers()

@@ -86,6 +86,8 @@ def test_its_runtime_env_is_put_over_that_of_the_section():
         ({"runtime_env": {"working_dir": "/opt"}}, "executor_config['runtime_env']: working_dir has the"),
         ({"runtime_env": {"py_modules": ["code"]}}, ": py_modules has the local path code, which the ex"),
         ({"runtime_env": {"pip": {SECRET}}}, "executor_config['runtime_env'] cannot be sent as JSON."),
+        ({"runtime_env": {"env_vars": {"A": 2**17 * "x"}}}, "the variable A is too long. Linux star"),
+        ({"resources": {f"r{n}": 1 for n in range(10**5)}}, " bytes long; Ray takes 1,000,000."),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_with_its_key(config, words):

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.executors import job_follower
+from airflow_tune_restore.executors import asking
 from airflow_tune_restore.executors.job_follower import Change, JobFollower, Submission
+from airflow_tune_restore.launch.ray import jobs_api
 from airflow_tune_restore.launch.ray.cluster import Cluster
-from airflow_tune_restore.launch.ray.jobs_api import JobState
+from airflow_tune_restore.launch.ray.jobs_api import ABSENT_LISTS, JobState
 from tests.support.ray.jobs_server import TOKEN, jobs_server
 from tests.support.waiting import eventually
 
@@ -26,8 +27,8 @@ def server():
 @pytest.fixture
 def place(server, monkeypatch):
     """The cluster that a follower connects to: a test may change its token."""
-    monkeypatch.setattr(job_follower, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(job_follower, "LONGEST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(asking, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(asking, "LONGEST_PAUSE_SECONDS", 0.02)
     return SimpleNamespace(token=TOKEN, address=server.address)
 
 
@@ -83,6 +84,18 @@ def test_a_job_that_failed_is_kept_and_its_last_lines_are_shown(server, follow):
     assert not server.deleted
 
 
+def test_a_job_that_was_killed_is_told_so_and_lines_of_airflow_are_readable(server, follow):
+    follower = follow()
+    follower.submit(JOB, submission())
+    eventually(lambda: server.jobs)
+    lines = '{"timestamp":"now","event":"Parsed"}\n[1]\n{"event'
+    server.jobs[JOB] |= {"status": "FAILED", "driver_exit_code": -9, "message": lines}
+    assert next_change(follower).problem == (
+        "Ray job airflow-1 ended as FAILED with exit code -9 (SIGKILL: perhaps its node ran out of "
+        'memory): Parsed | [1] | {"event'
+    )
+
+
 def test_of_lines_that_airflow_logs_in_json_the_event_and_the_exception_are_shown(server, follow):
     follower = follow()
     follower.submit(JOB, submission())
@@ -122,6 +135,16 @@ def test_a_job_is_submitted_once_the_cluster_answers(server, follow):
     assert not list(follower.changes())
 
 
+def test_a_submission_that_the_cluster_cannot_handle_is_named_in_the_log(server, follow, caplog):
+    server.fault = "Traceback\nValueError: unheard of\n."  # Ray (2.60) ends it with a full stop
+    follower = follow()
+    follower.submit(JOB, submission())
+    eventually(lambda: "HTTP 500: ValueError: unheard of" in caplog.text)
+    assert f"asked again, for Ray job {JOB}" in caplog.text
+    server.fault = ""
+    eventually(lambda: JOB in server.jobs)
+
+
 def test_an_outage_ends_no_job(server, follow, caplog):
     follower = follow()
     follower.submit(JOB, submission())
@@ -154,6 +177,34 @@ def test_a_wrong_token_ends_the_job_at_once_and_does_not_end_what_runs(server, f
     place.token = "another"  # as of now in the connection
     server.jobs[JOB]["status"] = "RUNNING"
     assert next_change(follower) == Change(JOB, is_over=False)
+
+
+def test_a_token_that_was_replaced_fails_none_of_the_jobs_that_were_just_sent(
+    server, follow, place
+):
+    follower = follow(poll_seconds=60.0)
+    follower.submit(JOB, submission())
+    eventually(lambda: JOB in server.jobs)
+    place.token = server.token = "another"
+    count = 2 * asking.REQUESTS_AT_ONCE
+    for number in range(count):
+        follower.submit(f"new-{number}", submission(f"new-{number}"))
+    ended = []
+
+    def all_sent():
+        ended.extend(follower.changes())
+        return len(server.jobs) + len(ended) == 1 + count
+
+    eventually(all_sent)
+    assert not ended
+
+
+def test_a_fault_ends_the_job_and_is_shown(follow, place, caplog):
+    del place.address
+    follower = follow()
+    follower.submit(JOB, submission())
+    assert "no attribute 'address'" in next_change(follower).problem
+    eventually(lambda: "Please report it" in caplog.text)
 
 
 def test_a_job_that_was_submitted_before_is_followed(server, follow):
@@ -201,13 +252,29 @@ def test_a_running_job_that_the_cluster_forgot_is_lost(server, follow):
     assert "no longer has job airflow-1" in next_change(follower).problem
 
 
-def test_a_waiting_job_that_the_cluster_forgot_is_submitted_again(server, follow):
+def test_a_proxy_that_knows_no_cluster_ends_no_job(server, follow, caplog):
+    follower = follow()
+    follower.submit(JOB, submission())
+    eventually(lambda: JOB in server.jobs)
+    server.jobs[JOB]["status"] = "RUNNING"
+    assert not next_change(follower).is_over
+    server.unrouted = True
+    eventually(lambda: "is not the dashboard" in caplog.text)
+    refused = server.refused
+    eventually(lambda: server.refused > refused + 4 * ABSENT_LISTS)  # two requests a look
+    server.unrouted = False
+    server.end_job(JOB)
+    assert next_change(follower) == Change(JOB, is_over=True)
+
+
+def test_a_waiting_job_that_the_cluster_forgot_is_lost_with_its_submission(server, follow):
     follower = follow()
     follower.submit(JOB, submission())
     eventually(lambda: JOB in server.jobs)
     del server.jobs[JOB]
-    eventually(lambda: len(server.posted) > 1)
-    assert not list(follower.changes())
+    change = next_change(follower)
+    assert not change.is_over
+    assert change.lost == submission()
 
 
 def test_a_task_of_a_dead_scheduler_that_ran_is_lost_with_its_job_and_one_that_waited_is_not(
@@ -235,7 +302,7 @@ def test_a_connection_that_is_deleted_meanwhile_ends_no_job(server, follow, plac
 
 def test_many_jobs_are_looked_up_with_one_request(server, follow):
     follower = follow(poll_seconds=0.2)
-    count = 5 * job_follower.MOST_FINDS
+    count = 5 * asking.MOST_FINDS
     for number in range(count):
         follower.submit(f"airflow-{number}", submission(f"airflow-{number}"))
     eventually(lambda: len(server.jobs) == count)
@@ -245,6 +312,18 @@ def test_many_jobs_are_looked_up_with_one_request(server, follow):
     ended = {next_change(follower).job_id for _ in range(count)}
     assert len(ended) == count
     assert server.looks - before < count
+
+
+def test_jobs_are_followed_if_the_list_of_all_jobs_is_too_long(server, follow, monkeypatch):
+    monkeypatch.setattr(jobs_api, "LIST_BYTES", 100)
+    follower = follow()
+    ids = {f"airflow-{number}" for number in range(2 * asking.MOST_FINDS)}
+    for job_id in ids:
+        follower.submit(job_id, submission(job_id))
+    eventually(lambda: len(server.jobs) == len(ids))
+    for job_id in ids:
+        server.end_job(job_id)
+    assert {next_change(follower).job_id for _ in ids} == ids
 
 
 def test_jobs_of_a_dead_scheduler_are_found_or_the_cluster_is_out_of_reach(server, follow):

@@ -155,6 +155,27 @@ def test_those_that_were_asked_to_stop_are_taken_beyond_each_limit(store):
     assert not reader.is_asked_to_stop(works[other])
 
 
+def test_one_whose_first_heartbeat_has_lost_its_answer_is_the_next_and_counts_as_taken(
+    store, monkeypatch
+):
+    """The task that follows it sees that it has begun, and gives it up if no other heartbeat comes."""
+    create, lost = store.create, iter(["z"])
+
+    def create_unheard(key, body):
+        create(key, body)
+        if key == layout.heartbeat_key("r", "z", 1) and next(lost, None):
+            raise StorageError("the answer was lost")
+
+    monkeypatch.setattr(store, "create", create_unheard)
+    lay(store, "z")
+    reader = DeskReader(store, DRIVER, Heartbeat(store, DRIVER, None).join)
+    with pytest.raises(StorageError):
+        again(reader)
+    lay(store, *"abcdef")
+    again(reader)
+    assert taken(reader) == ["a", "b", "c", "z"]
+
+
 def test_an_attempt_that_is_over_is_taken_off_the_desk(store):
     lay(store, "a")
     Desk(store, "r").ask_to_stop("a", 1)

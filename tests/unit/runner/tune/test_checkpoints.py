@@ -1,6 +1,7 @@
 """What a trial continues from, with Ray's own trial replaced by its few fields that matter."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -116,14 +117,27 @@ def test_a_new_checkpoint_never_takes_the_place_of_one_that_exists(store):
     assert trial.storage.current_checkpoint_index == 5
 
 
+@pytest.mark.parametrize("attempt", [2, 3])
+def test_a_late_upload_of_an_earlier_attempt_never_takes_the_place_of_a_new_checkpoint(
+    store, attempt
+):
+    """Each earlier attempt may have sent one more, which the store has not carried out yet."""
+    fill(store, 0, 1)
+    seed, snapshot = (Trial(store.uri, name(1), index=1) for _ in range(2))
+    checkpoints.start_as_planned(store, seed, replace(request(name(1), 2), attempt=attempt))
+    checkpoints.continue_from_snapshot(store, snapshot, attempt=attempt)
+    assert seed.storage.current_checkpoint_index == attempt  # that of the last one, to Ray
+    assert snapshot.storage.current_checkpoint_index == attempt
+
+
 def test_a_snapshot_whose_checkpoint_is_gone_goes_on_from_the_newest_that_is_left(store):
     fill(store, 1, 2)
     trial = Trial(store.uri, name(3), listed=[name(3)], index=3)
-    checkpoints.continue_from_snapshot(store, trial)
+    checkpoints.continue_from_snapshot(store, trial, attempt=2)
     assert (trial.latest, checkpoints.start_of(trial)) == (name(2), (name(2), 3))
 
 
 def test_a_snapshot_of_which_nothing_is_left_starts_over(store):
     trial = Trial(store.uri, name(3), listed=[name(3)], index=3)
-    checkpoints.continue_from_snapshot(store, trial)
+    checkpoints.continue_from_snapshot(store, trial, attempt=2)
     assert trial.latest is None
