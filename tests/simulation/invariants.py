@@ -151,6 +151,9 @@ class Invariants:
 
     def watch_training(self, process: Process, trial_id: str, iteration: int) -> None:
         """Check an iteration that is trained."""
+        unit = self.units.get(trial_id, trial_id)
+        if not self.has_trained(process, unit):
+            self._note_silence(process, unit)  # it knows only now that it has begun the trial
         i4_one_runner_per_trial(self, process, trial_id)
         restore = f"airflow-{process.name.removeprefix('runner ').partition('/')[0]}"
         i8_nothing_goes_on_after_its_window(self, process, restore, window.GRACE_SECONDS)
@@ -191,10 +194,13 @@ class Invariants:
         if "/trials/" in write.key:
             i4_one_driver_per_attempt(self, write)
             unit = _unit_of(write.key)
-        silence = now - self.beats_of_trial.get((process, unit), now)
-        self.longest_silence[process] = max(silence, self.longest_silence.get(process, 0.0))
+        self._note_silence(process, unit)
         self.beats_of_trial[process, unit] = now
         self.first_beats.setdefault((process, unit), now)
+
+    def _note_silence(self, process: Process, unit: str) -> None:
+        silence = self.world.now - self.beats_of_trial.get((process, unit), self.world.now)
+        self.longest_silence[process] = max(silence, self.longest_silence.get(process, 0.0))
 
     def note_driver(self, driver: Process, *, has_written: bool) -> None:
         """Take note of a driver; a restore that died uncommitted no longer fits what it writes."""

@@ -423,7 +423,7 @@ _OF_SHARED_DRIVERS = (
         "A driver writes no heartbeats for the trials that it runs, only its own.",
         "I4",
         (Edit(Heartbeat.beat, "*self._in_work.values(), ", ""),),
-        seed=66,
+        seed=70,
     ),
     Plant(
         "next driver taken for the last",

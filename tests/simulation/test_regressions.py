@@ -9,7 +9,6 @@ from airflow_tune_restore.restore import (
     claim,
     commit,
     committed_attempts,
-    shared_driver,
     start,
 )
 from airflow_tune_restore.runner.heartbeat import Heartbeat
@@ -183,14 +182,6 @@ SCRIPTS = {
         ttl_seconds=120.0,
         faults=(Fault(FaultKind.CUT_OFF, "runner", 2, "list", "*/trials/*/attempts", 60.0),),
     ),
-    "a trial whose first heartbeat got no answer is the next that a driver takes": Script(
-        seed=4242420009113,
-        sweep="shared-many",
-        tail=0.05,
-        faults=(
-            Fault(FaultKind.ANSWER_LOST, "runner", 2, "create", "*/trials/*/heartbeat.json", 53.0),
-        ),
-    ),
 }
 """By what holds now."""
 
@@ -265,9 +256,6 @@ MISTAKES = {
     ),
     "of two tries that commit what a restore left, the second finishes what the first began": (
         Edit(commit._begin, "if record is None or not _has_state(store, record):", "if True:"),
-    ),
-    "a trial that a driver began during a look for drivers stays with it": (
-        Edit(shared_driver.leave_ended_driver, "max(numbers, default=0) > ended", "not numbers"),
     ),
     "a checkpoint that the store writes late is not one of the next attempt": (
         Edit(checkpoints.last_number, " + attempt - 1", ""),
