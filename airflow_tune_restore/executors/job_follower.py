@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
-from airflow_tune_restore.executors.asking import PatientRayJobs
 from airflow_tune_restore.executors.job_output import describe_failure
+from airflow_tune_restore.executors.patient_ray_jobs import PatientRayJobs
 from airflow_tune_restore.launch.ray.jobs_api import ABSENT_LISTS, AsyncRayJobs, JobState, RayJob
 
 if TYPE_CHECKING:

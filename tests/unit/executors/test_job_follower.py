@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.executors import asking, job_follower
+from airflow_tune_restore.executors import job_follower, patient_ray_jobs
 from airflow_tune_restore.executors.job_follower import Change, JobFollower, Submission
 from airflow_tune_restore.launch.ray import jobs_api
 from airflow_tune_restore.launch.ray.cluster import Cluster
@@ -27,9 +27,9 @@ def server():
 @pytest.fixture
 def place(server, monkeypatch):
     """The cluster that a follower connects to: a test may change its token."""
-    monkeypatch.setattr(asking, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(patient_ray_jobs, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(job_follower, "DELETE_SECONDS", 0.1)
-    monkeypatch.setattr(asking, "LONGEST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(patient_ray_jobs, "LONGEST_PAUSE_SECONDS", 0.02)
     return SimpleNamespace(token=TOKEN, address=server.address)
 
 
@@ -200,7 +200,7 @@ def test_a_token_that_was_replaced_fails_none_of_the_jobs_that_were_just_sent(
     follower.submit(JOB, submission())
     eventually(lambda: JOB in server.jobs)
     place.token = server.token = "another"
-    count = 2 * asking.REQUESTS_AT_ONCE
+    count = 2 * patient_ray_jobs.REQUESTS_AT_ONCE
     for number in range(count):
         follower.submit(f"new-{number}", submission(f"new-{number}"))
     ended = []
@@ -316,7 +316,7 @@ def test_a_connection_that_is_deleted_meanwhile_ends_no_job(server, follow, plac
 
 def test_many_jobs_are_looked_up_with_one_request(server, follow):
     follower = follow(poll_seconds=0.2)
-    count = 5 * asking.MOST_FINDS
+    count = 5 * patient_ray_jobs.MOST_FINDS
     for number in range(count):
         follower.submit(f"airflow-{number}", submission(f"airflow-{number}"))
     eventually(lambda: len(server.jobs) == count)
@@ -331,7 +331,7 @@ def test_many_jobs_are_looked_up_with_one_request(server, follow):
 def test_jobs_are_followed_if_the_list_of_all_jobs_is_too_long(server, follow, monkeypatch):
     monkeypatch.setattr(jobs_api, "LIST_BYTES", 100)
     follower = follow()
-    ids = {f"airflow-{number}" for number in range(2 * asking.MOST_FINDS)}
+    ids = {f"airflow-{number}" for number in range(2 * patient_ray_jobs.MOST_FINDS)}
     for job_id in ids:
         follower.submit(job_id, submission(job_id))
     eventually(lambda: len(server.jobs) == len(ids))

@@ -10,7 +10,7 @@ import pytest
 from airflow.executors import workloads
 from airflow.utils.state import TaskInstanceState
 
-from airflow_tune_restore.executors import asking, job_follower, ray_executor
+from airflow_tune_restore.executors import job_follower, patient_ray_jobs, ray_executor
 from airflow_tune_restore.executors.ray_executor import RayExecutor
 from airflow_tune_restore.version_compat import key_of_task
 from tests.support.ray.jobs_server import TOKEN, jobs_server
@@ -22,7 +22,7 @@ DTO = getattr(workloads, "TaskInstanceDTO", None) or workloads.TaskInstance
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(asking, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(patient_ray_jobs, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(job_follower, "DELETE_SECONDS", 0.1)
     monkeypatch.setattr(ray_executor, "_find_wanted", set)  # all of them
     with jobs_server() as running:
