@@ -71,8 +71,8 @@ def check_auth(cluster: Cluster, answer: Answer) -> Answer:
     if answer.status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         given = "rejected the token" if cluster.token else "requires a token, and none was given"
         raise InvalidInputError(
-            f"{cluster.address} {given}. Set the password of the Airflow connection, or RAY_AUTH_TOKEN "
-            "in a shell."
+            f"{cluster.address} {given}. Set the password of the Airflow connection, token in "
+            "[ray_executor], or RAY_AUTH_TOKEN in a shell."
         )
     if answer.location:
         raise InvalidInputError(
