@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -70,11 +71,10 @@ class RayExecutor(BaseExecutor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # also in api-servers, for logs: nothing is opened here
-        self._keys: dict[str, Any] = {}  # of the workloads, by the id of their job
+        self._works: dict[str, _Work] = {}  # by the id of their job
         self._job_ids: dict[Any, str] = {}  # the newest job of each workload, by its key
         self._waiting: dict[str, str] = {}  # executor ids of tasks, by the id of a job that waits
         self._uncommitted: dict[Any, tuple[str, Submission]] = {}
-        self._callbacks: set[str] = set()  # jobs that are no tasks
         self._looked = time.monotonic()
 
     @cached_property
@@ -118,39 +118,40 @@ class RayExecutor(BaseExecutor):
 
     def _process_workloads(self, workload_items: Sequence[Any]) -> None:
         for workload in workload_items:
-            key = take_queued(self, workload)
-            self.running.add(key)
+            work = _Work.of(take_queued(self, workload), workload)
+            self.running.add(work.key)
             try:
-                self._submit(key, workload)
+                self._submit(work, workload)
             except InvalidInputError as error:
-                self._report("", key, str(error))
+                self._report(work, str(error))
 
-    def _submit(self, key: Any, workload: Any) -> None:
+    def _submit(self, work: "_Work", workload: Any) -> None:
         from airflow_tune_restore.executors.executor_config import parse_executor_config
 
-        executor_id, metadata, given = _describe(workload)
+        committed = work.is_task and getattr(workload.ti, "external_executor_id", None)
+        executor_id = str(committed or uuid.uuid4()) if work.is_task else str(workload.callback.id)
         job_id = f"{TASK_PREFIX}{executor_id}"
+        given = workload.ti.executor_config if work.is_task else None
         fields = parse_executor_config(given, self._settings)
         submission = Submission(
             body={
                 "entrypoint": ENTRYPOINT,
                 "submission_id": job_id,
-                "metadata": metadata,
+                "metadata": dict(work.metadata),
                 **fields,
                 "runtime_env": self._runtime_env(job_id, fields["runtime_env"]),
             },
             package=package_name(job_id),
             content=build_package(job_id, workload.model_dump_json()),
         )
-        self._take(key, job_id)
-        if "task_id" not in metadata:
-            self._callbacks.add(job_id)
+        self._take(work, job_id)
+        if not work.is_task:
             self._follower.submit(job_id, submission)
-        elif getattr(workload.ti, "external_executor_id", None):
+        elif committed:
             self._submit_committed(job_id, submission)
         else:  # before 3.2
-            self.change_state(key, TaskInstanceState.QUEUED, executor_id, remove_running=False)
-            self._uncommitted[key] = job_id, submission
+            self.change_state(work.key, TaskInstanceState.QUEUED, executor_id, remove_running=False)
+            self._uncommitted[work.key] = job_id, submission
 
     def _submit_committed(self, job_id: str, submission: Submission) -> None:
         """Submit the job of a task. From now on its row tells whether it still waits for the job."""
@@ -183,8 +184,8 @@ class RayExecutor(BaseExecutor):
             return
         lost: dict[str, Submission] = {}
         for change in self._follower.changes():
-            key = self._keys.get(change.job_id)
-            if key is None:
+            work = self._works.get(change.job_id)
+            if work is None:
                 continue  # it was revoked
             if change.lost is not None:
                 lost[change.job_id] = change.lost
@@ -192,8 +193,10 @@ class RayExecutor(BaseExecutor):
             self._waiting.pop(change.job_id, None)
             if change.is_over:
                 self._let_go(change.job_id)
-                if key not in self._job_ids:  # else it has a newer job: it was deferred and goes on
-                    self._report(change.job_id, key, change.problem)
+                if (
+                    work.key not in self._job_ids
+                ):  # else it was deferred, and goes on as a newer job
+                    self._report(work, change.problem)
         self._submit_again(lost)
         self._submit_uncommitted()
         self._revoke_unwanted()
@@ -206,39 +209,39 @@ class RayExecutor(BaseExecutor):
         wanted = _find_wanted([self._waiting[job_id] for job_id in lost if job_id in self._waiting])
         for job_id, submission in lost.items():
             if self._waiting.get(job_id) in {None, *wanted}:  # callbacks are in no table of tasks
+                name = self._works[job_id].name
                 self.log.warning(
-                    "Ray job %s was lost before it ran; it is submitted again.", job_id
+                    "Ray job %s of %s was lost before it ran; it is submitted again.", job_id, name
                 )
                 self._follower.submit(job_id, submission)
             else:
                 self.log.info("Ray job %s is gone, and its task does not wait for it.", job_id)
                 self._revoke(job_id)
 
-    def _report(self, job_id: str, key: Any, problem: str) -> None:
+    def _report(self, work: "_Work", problem: str) -> None:
         """Report the end of a job, except that of a task that went well: Airflow has it from the task.
 
         Airflow (3.1 to 3.4) fails a task of which an executor reports an end while it is scheduled again,
         such as a sensor in reschedule mode, and some seconds pass until Ray has the end of a job.
         """
         if problem:
-            self.log.error("%s: %s", key, problem)
-            self.fail(key, problem)
-        elif job_id in self._callbacks:
-            self.success(key)
+            self.log.error("%s: %s", work.name, problem)
+            self.fail(work.key, problem)
+        elif work.is_task:
+            self.running.discard(work.key)
         else:
-            self.running.discard(key)
-        self._callbacks.discard(job_id)
+            self.success(work.key)
 
-    def _take(self, key: Any, job_id: str) -> None:
-        self.running.add(key)
-        self._keys[job_id] = key
-        self._job_ids[key] = job_id
+    def _take(self, work: "_Work", job_id: str) -> None:
+        self.running.add(work.key)
+        self._works[job_id] = work
+        self._job_ids[work.key] = job_id
 
     def _let_go(self, job_id: str) -> None:
-        key = self._keys.pop(job_id)
+        work = self._works.pop(job_id)
         self._waiting.pop(job_id, None)
-        if self._job_ids.get(key) == job_id:
-            del self._job_ids[key]
+        if self._job_ids.get(work.key) == job_id:
+            del self._job_ids[work.key]
 
     def _revoke_unwanted(self) -> None:
         """Revoke jobs that wait for resources although their task was failed or cleared by hand.
@@ -252,11 +255,12 @@ class RayExecutor(BaseExecutor):
         wanted = _find_wanted(list(self._waiting.values()))
         for job_id, executor_id in list(self._waiting.items()):
             if executor_id not in wanted:
-                self.log.info("Ray job %s is revoked: its task no longer waits for it.", job_id)
+                name = self._works[job_id].name
+                self.log.info("Ray job %s is revoked: %s does not wait for it.", job_id, name)
                 self._revoke(job_id)
 
     def _revoke(self, job_id: str) -> None:
-        key = self._keys[job_id]
+        key = self._works[job_id].key
         self._let_go(job_id)
         self._follower.revoke(job_id)
         if key not in self._job_ids:
@@ -297,7 +301,7 @@ class RayExecutor(BaseExecutor):
         for job_id, ti in jobs.items():
             if found is not None and found[job_id] is None and ti.state == TaskInstanceState.QUEUED:
                 continue
-            self._take(key_of_task(self, ti), job_id)
+            self._take(_Work.of_task(key_of_task(self, ti), ti), job_id)
             if ti.state == TaskInstanceState.QUEUED:
                 self._waiting[job_id] = str(ti.external_executor_id)
                 self._follower.follow(job_id, JobState.PENDING)
@@ -328,19 +332,39 @@ class RayExecutor(BaseExecutor):
     def terminate(self) -> None:
         """End following at a SIGTERM. The jobs go on, and the next scheduler adopts them."""
         if self._follows:
-            jobs = counted(len(self._keys), "Ray job")
+            jobs = counted(len(self._works), "Ray job")
             self.log.info("%s left to the next scheduler.", jobs)
             self._follower.close()
 
 
-def _describe(workload: Any) -> tuple[str, dict[str, str], Mapping[str, Any] | None]:
-    """Return the id of a workload's job, its metadata, and the `executor_config` of the task."""
-    if hasattr(workload, "ti"):
-        task = workload.ti
-        committed = getattr(task, "external_executor_id", None)
-        metadata = {name: str(getattr(task, name)) for name in _METADATA}
-        return str(committed or uuid.uuid4()), metadata, task.executor_config
-    return str(workload.callback.id), {"callback": str(workload.display_name)}, None
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A workload: its key for Airflow, what Ray shows of it, and its name in messages."""
+
+    key: Any
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def of(cls, key: Any, workload: Any) -> "_Work":
+        if hasattr(workload, "ti"):
+            return cls.of_task(key, workload.ti)
+        return cls(key, {"callback": str(workload.display_name)})
+
+    @classmethod
+    def of_task(cls, key: Any, task: Any) -> "_Work":
+        return cls(key, {name: str(getattr(task, name)) for name in _METADATA})
+
+    @property
+    def is_task(self) -> bool:
+        return "callback" not in self.metadata
+
+    @property
+    def name(self) -> str:
+        if not self.is_task:
+            return f"callback {self.metadata['callback']}"
+        dag_id, run_id, task_id, map_index, try_number = map(self.metadata.get, _METADATA)
+        index = "" if map_index == "-1" else f"[{map_index}]"
+        return f"task {task_id}{index} of DAG {dag_id}, run {run_id}, try {try_number}"
 
 
 def _find_wanted(executor_ids: Sequence[str]) -> set[str]:

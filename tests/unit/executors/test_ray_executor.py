@@ -78,7 +78,7 @@ def row(item, state=TaskInstanceState.RUNNING, executor_id=None):
         id=item.ti.id,
         key=item.ti.key,
         state=state,
-        try_number=item.ti.try_number,
+        **{name: getattr(item.ti, name) for name in ray_executor._METADATA},
         external_executor_id=executor_id or getattr(item.ti, "external_executor_id", None),
     )
 
@@ -138,13 +138,14 @@ def test_a_job_that_failed_fails_its_task(make, server):
     assert "no such image" in problem
 
 
-def test_an_unknown_key_fails_the_task_at_once_and_names_it(make, server):
+def test_an_unknown_key_fails_the_task_at_once_and_names_it(make, server, capfd):
     executor = make()
     events = queued(executor, task(executor_config={"cpus": 1}))
     ((_, problem),) = events.values()
     assert "unknown key cpus" in problem
     assert not executor.running
     assert not server.posted
+    assert "task t of DAG d, run r, try 1: executor_config has" in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("name", ["ADDRESS", "TOKEN"])
