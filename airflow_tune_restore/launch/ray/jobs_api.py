@@ -250,11 +250,10 @@ class RayJobs:
     has_package = _blocking(AsyncRayJobs.has_package)
     upload_package = _blocking(AsyncRayJobs.upload_package)
 
-    def read_log(
-        self, submission_id: str, log: LogTaker, seconds: float | None = LOG_SECONDS
-    ) -> None:
-        """As `AsyncRayJobs.read_log`, with a later deadline."""
-        self._run(lambda jobs: jobs.read_log(submission_id, log, seconds))
+    def read_log(self, submission_id: str, log: LogTaker, seconds: float | None = None) -> None:
+        """Read what a job has printed, within `LOG_SECONDS` if no other deadline is given."""
+        deadline = LOG_SECONDS if seconds is None else seconds
+        self._run(lambda jobs: jobs.read_log(submission_id, log, deadline))
 
     def _run(self, request: Callable[[AsyncRayJobs], Coroutine[Any, Any, _T]]) -> _T:
         """Run one request in a thread of its own.
