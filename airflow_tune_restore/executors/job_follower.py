@@ -207,9 +207,8 @@ class JobFollower:
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(self._poll_seconds)
-            await asyncio.wait(
-                {self._keep(self._look())}
-            )  # its error is logged, and does not end this
+            # a fault in one look is logged, and does not end the looks
+            await asyncio.wait({self._keep(self._look())})
 
     async def _look(self) -> None:
         found = await self._jobs.look(list(self._followed))

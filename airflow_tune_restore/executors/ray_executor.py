@@ -5,8 +5,8 @@
     [ray_executor]
     ray_conn_id = ray_jobs_default
 
-A task goes to the cluster by `executor="RayExecutor"`, and states its needs by `executor_config`
-(`executor_config.KEYS`). docs/ray-executor.md has the rest.
+A task goes to the cluster by `executor="RayExecutor"`, and states its needs by `executor_config`, which
+`executor_config.parse_executor_config` checks. docs/ray-executor.md has the rest.
 
 The scheduler needs no Ray, and it may die: a job is named by the id that the scheduler commits together
 with the state QUEUED, so the next scheduler finds all jobs of the last one.
@@ -193,9 +193,8 @@ class RayExecutor(BaseExecutor):
             self._waiting.pop(change.job_id, None)
             if change.is_over:
                 self._let_go(change.job_id)
-                if (
-                    work.key not in self._job_ids
-                ):  # else it was deferred, and goes on as a newer job
+                # a task that was deferred goes on as a newer job, perhaps already
+                if work.key not in self._job_ids:
                     self._report(work, change.problem)
         self._submit_again(lost)
         self._submit_uncommitted()
@@ -293,9 +292,8 @@ class RayExecutor(BaseExecutor):
         try:
             found = self._follower.find(jobs, ADOPT_SECONDS)
         except (TuneRestoreError, TimeoutError) as error:
-            self.log.warning(
-                "The Ray cluster cannot be asked now, so all jobs are adopted: %s", error
-            )
+            why = str(error) or f"no answer within {ADOPT_SECONDS:g} s"
+            self.log.warning("The Ray cluster cannot be asked, so all jobs are adopted: %s", why)
             found = None
         adopted = {}
         for job_id, ti in jobs.items():

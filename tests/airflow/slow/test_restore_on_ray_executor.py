@@ -1,19 +1,22 @@
 """A failed sweep on S3 is restored by a DAG whose trials run as Ray jobs of the RayExecutor.
 
-The trials end as with `Tuner.restore`. Only Airflow's connection has the store's keys.
+On the oldest, this and the newest Airflow. The trials end as with `Tuner.restore`. Only Airflow's connection has the store's keys.
 """
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.matrix.environments import AIRFLOWS, airflow_python
 from tests.support import ROOT
 from tests.support.airflow.standalone import airflow
 from tests.support.experiments.sweeps import DAGS, copy_sweep
 from tests.support.ray.cluster import ray_cluster
 
+OLDEST, NEWEST = next(iter(AIRFLOWS)), next(reversed(AIRFLOWS))
 DAG = "restore_on_ray_executor"
 TRIAL = "restore.trial"
 EXECUTORS = "LocalExecutor,airflow_tune_restore.executors.ray_executor.RayExecutor"
@@ -28,8 +31,14 @@ def dags_on_ray(tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module", params=[OLDEST, "this", NEWEST])
+def python(request) -> str:
+    """The interpreter of Airflow, and of the nodes."""
+    return sys.executable if request.param == "this" else airflow_python(request.param)
+
+
 @pytest.fixture(scope="module")
-def ray_nodes(dags_on_ray, tmp_path_factory):
+def ray_nodes(python, dags_on_ray, tmp_path_factory):
     """A cluster whose image has Airflow, this package, and the DAGs. It has no database."""
     env = {
         "PYTHONPATH": f"{ROOT}:{dags_on_ray}",
@@ -42,12 +51,12 @@ def ray_nodes(dags_on_ray, tmp_path_factory):
         "TUNE_GLOBAL_CHECKPOINT_S": "1",
         "RAY_TRAIN_V2_ENABLED": "0",
     }
-    with ray_cluster(env, num_cpus=5) as started:
+    with ray_cluster(env, 5, python) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
-def on_ray(ray_nodes, dags_on_ray, s3, tmp_path_factory):
+def on_ray(python, ray_nodes, dags_on_ray, s3, tmp_path_factory):
     """Airflow, with the executor and a connection to the store."""
     settings = {
         "PYTHONPATH": str(ROOT),
@@ -56,7 +65,8 @@ def on_ray(ray_nodes, dags_on_ray, s3, tmp_path_factory):
         "AIRFLOW__RAY_EXECUTOR__TOKEN": ray_nodes.token,
         "AIRFLOW__RAY_EXECUTOR__DELETE_JOBS": "False",
     }
-    with airflow(tmp_path_factory.mktemp("airflow_on_ray"), dags_on_ray, **settings) as started:
+    home = tmp_path_factory.mktemp("airflow_on_ray")
+    with airflow(home, dags_on_ray, python=python, **settings) as started:
         started.connect("seaweed", json.loads(s3.airflow_connection))
         yield started
 
@@ -67,7 +77,7 @@ def on_ray(ray_nodes, dags_on_ray, s3, tmp_path_factory):
 def test_a_restore_whose_trials_are_ray_jobs_ends_as_tuner_restore(
     on_ray, ray_nodes, s3, by_hand, tmp_path, ray_address
 ):
-    place = f"on_ray_executor/{ray_address or 'private'}"
+    place = f"on_ray_executor/{tmp_path.name}"
     ours = s3.upload(copy_sweep("killed", tmp_path / "killed"), f"{place}/killed")
     before = set(tasks_on(ray_nodes))
     conf = {"prefix": f"s3://seaweed@{s3.bucket}/{place}", "ray_address": ray_address}
