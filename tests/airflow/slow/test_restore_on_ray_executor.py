@@ -1,6 +1,7 @@
 """A failed sweep on S3 is restored by a DAG whose trials run as Ray jobs of the RayExecutor.
 
-On the oldest, this and the newest Airflow. The trials end as with `Tuner.restore`. Only Airflow's connection has the store's keys.
+On the oldest, this and the newest Airflow. The trials end as with `Tuner.restore`. Only Airflow's
+connection has the store's keys.
 """
 
 import json
