@@ -87,7 +87,7 @@ except ImportError:  # before 3.2
     _SdkConfigException = AirflowConfigException  # type: ignore[misc, assignment]
 
 CONFIG_ERRORS = (configparser.Error, AirflowConfigException, _SdkConfigException)
-"""What `conf.get` raises, and `get` of an executor's `conf`. Since 3.2 none is an `AirflowException`."""
+"""Errors of `conf.get`, also of an executor's `conf`. Since 3.2 they are not AirflowExceptions."""
 
 
 # Retry policies, since 3.3

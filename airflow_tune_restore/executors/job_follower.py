@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
 from airflow_tune_restore.executors.job_output import describe_failure
 from airflow_tune_restore.executors.patient_ray_jobs import PatientRayJobs
+from airflow_tune_restore.executors.workload_package import build_revoked_package, package_name
 from airflow_tune_restore.launch.ray.jobs_api import ABSENT_LISTS, AsyncRayJobs, JobState, RayJob
 
 if TYPE_CHECKING:
@@ -44,13 +45,11 @@ class Submission:
 
     Args:
         body: Of the request.
-        package: The name of the package that carries its workload.
-        content: Of that package.
+        package: The content of the package that carries its workload (`workload_package`).
     """
 
     body: Mapping[str, Any]
-    package: str
-    content: bytes = field(repr=False)
+    package: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,6 @@ class JobFollower:
         connect: Returns the cluster. It is called again when the cluster refuses the token.
         poll_seconds: Time between two looks at all jobs.
         delete_jobs: Whether a job that succeeded is removed from the cluster's list.
-        revoked_package: Returns name and content of the package that replaces that of a revoked job.
     """
 
     def __init__(
@@ -92,13 +90,11 @@ class JobFollower:
         *,
         poll_seconds: float,
         delete_jobs: bool,
-        revoked_package: Callable[[str], tuple[str, bytes]],
         log: "Log",
     ) -> None:
         self._jobs = PatientRayJobs(connect, log)
         self._poll_seconds = poll_seconds
         self._delete_jobs = delete_jobs
-        self._revoked_package = revoked_package
         self._log = log
         self._changes: queue.SimpleQueue[Change] = queue.SimpleQueue()
         self._followed: dict[str, _Job] = {}
@@ -128,7 +124,7 @@ class JobFollower:
         self._loop.call_soon_threadsafe(self._followed.setdefault, job_id, _Job(status=status))
 
     def revoke(self, job_id: str) -> None:
-        """Stop a job, or do not submit it. Its changes are no longer reported.
+        """Stop a job, or do not submit it. From then on its changes are not reported.
 
         Ray cannot stop a job that waits for resources (JobManager.stop_job, 2.60). So its package is
         replaced: if it starts after all, it exits without running its workload.
@@ -258,7 +254,7 @@ class JobFollower:
 
     async def _submit(self, job_id: str, submission: Submission) -> None:
         async def send(api: AsyncRayJobs) -> bool:
-            await api.upload_package(submission.package, submission.content)
+            await api.upload_package(package_name(job_id), submission.package)
             return await api.submit(submission.body)
 
         try:
@@ -284,7 +280,7 @@ class JobFollower:
                 return
 
             async def stop(api: AsyncRayJobs) -> None:
-                await api.upload_package(*self._revoked_package(job_id))
+                await api.upload_package(package_name(job_id), build_revoked_package(job_id))
                 await api.stop(job_id)
 
             await self._jobs.ask_until_answered(job_id, stop, is_off=lambda: False)

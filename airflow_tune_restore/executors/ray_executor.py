@@ -25,13 +25,7 @@ from airflow.utils.state import TaskInstanceState
 
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
 from airflow_tune_restore.executors.job_follower import JobFollower, Submission
-from airflow_tune_restore.executors.workload_package import (
-    ENTRYPOINT,
-    build_package,
-    build_revoked_package,
-    package_name,
-    package_uri,
-)
+from airflow_tune_restore.executors.workload_package import ENTRYPOINT, build_package, package_uri
 from airflow_tune_restore.launch.ray.jobs_api import JobState
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.protocol.ray_job import TASK_PREFIX
@@ -91,7 +85,6 @@ class RayExecutor(BaseExecutor):
             settings.cluster,
             poll_seconds=settings.poll_interval,
             delete_jobs=settings.delete_jobs,
-            revoked_package=lambda job_id: (package_name(job_id), build_revoked_package(job_id)),
             log=self.log,
         )
         follower.start()
@@ -141,8 +134,7 @@ class RayExecutor(BaseExecutor):
                 **fields,
                 "runtime_env": self._runtime_env(job_id, fields["runtime_env"]),
             },
-            package=package_name(job_id),
-            content=build_package(job_id, workload.model_dump_json()),
+            package=build_package(job_id, workload.model_dump_json()),
         )
         self._take(work, job_id)
         if not work.is_task:
@@ -196,7 +188,8 @@ class RayExecutor(BaseExecutor):
                 # a task that was deferred goes on as a newer job, perhaps already
                 if work.key not in self._job_ids:
                     self._report(work, change.problem)
-        self._submit_again(lost)
+        if lost:
+            self._submit_again(lost)
         self._submit_uncommitted()
         self._revoke_unwanted()
 

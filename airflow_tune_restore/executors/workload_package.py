@@ -6,6 +6,7 @@ scheduler can replace the package of a job that waits for resources, which Ray c
 (`JobManager.stop_job`, 2.60): if the job starts after all, it finds the package that replaced it.
 """
 
+import functools
 import hashlib
 import io
 import zipfile
@@ -28,8 +29,7 @@ def package_uri(job_id: str) -> str:
 
 def build_package(job_id: str, workload_json: str) -> bytes:
     """Return the package of a job that runs a workload."""
-    worker = Path(__file__).with_name("worker.py").read_text(encoding="utf-8")
-    return _zip(job_id, {"__main__.py": worker, "workload.json": workload_json})
+    return _zip(job_id, {"__main__.py": _worker(), "workload.json": workload_json})
 
 
 def build_revoked_package(job_id: str) -> bytes:
@@ -38,14 +38,19 @@ def build_revoked_package(job_id: str) -> bytes:
     return _zip(job_id, {"__main__.py": f"print({text!r})\n"})
 
 
+@functools.cache
+def _worker() -> str:
+    """Return the program of a package, read once: the scheduler's loop packs it for each task."""
+    return Path(__file__).with_name("worker.py").read_text(encoding="utf-8")
+
+
 def _zip(job_id: str, files: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in {"__init__.py": f"# of Ray job {job_id}\n", **files}.items():
             entry = zipfile.ZipInfo(f"{MODULE}/{name}")
             entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.external_attr = (
-                0o644 if name.endswith(".py") else 0o600
-            ) << 16  # the token's file
+            mode = 0o644 if name.endswith(".py") else 0o600  # the workload holds the token
+            entry.external_attr = mode << 16
             archive.writestr(entry, text)
     return buffer.getvalue()

@@ -33,6 +33,7 @@ A release's constraints pin the newest packages of its day. "" takes those of to
 """
 
 OLDEST_AIRFLOW = next(iter(AIRFLOWS))
+NEWEST_AIRFLOW = next(reversed(AIRFLOWS))
 
 AIRFLOW_TESTS = [
     "tests/unit",

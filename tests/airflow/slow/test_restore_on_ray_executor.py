@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.matrix.environments import AIRFLOWS, airflow_python
+from tests.matrix.environments import NEWEST_AIRFLOW, OLDEST_AIRFLOW, airflow_python
 from tests.support import ROOT
 from tests.support.airflow.standalone import airflow
 from tests.support.experiments.sweeps import DAGS, copy_sweep
 from tests.support.ray.cluster import ray_cluster
 
-OLDEST, NEWEST = next(iter(AIRFLOWS)), next(reversed(AIRFLOWS))
 DAG = "restore_on_ray_executor"
 TRIAL = "restore.trial"
 EXECUTORS = "LocalExecutor,airflow_tune_restore.executors.ray_executor.RayExecutor"
@@ -32,7 +31,7 @@ def dags_on_ray(tmp_path_factory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module", params=[OLDEST, "this", NEWEST])
+@pytest.fixture(scope="module", params=[OLDEST_AIRFLOW, "this", NEWEST_AIRFLOW])
 def python(request) -> str:
     """The interpreter of Airflow, and of the nodes."""
     return sys.executable if request.param == "this" else airflow_python(request.param)

@@ -17,19 +17,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.matrix.environments import AIRFLOWS, airflow_python
+from tests.matrix.environments import NEWEST_AIRFLOW, OLDEST_AIRFLOW, airflow_python
 from tests.support.airflow import workload_tokens
 from tests.support.airflow.on_ray import CLASS, OnRay, airflow_on_ray
 from tests.support.waiting import PATIENCE_SECONDS
 
 pytestmark = [pytest.mark.airflow, pytest.mark.ray]
 
-OLDEST, NEWEST = next(iter(AIRFLOWS)), next(reversed(AIRFLOWS))
 HEALTHY_SECONDS = 12.0
 """After so long without a heartbeat, a scheduler of these tests counts as dead."""
 
 
-@pytest.fixture(scope="module", params=[OLDEST, "this", NEWEST])
+@pytest.fixture(scope="module", params=[OLDEST_AIRFLOW, "this", NEWEST_AIRFLOW])
 def site(request, tmp_path_factory) -> Iterator[OnRay]:
     python = sys.executable if request.param == "this" else airflow_python(request.param)
     home = tmp_path_factory.mktemp("airflow")

@@ -18,7 +18,7 @@ import pytest
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.storage.fs import open_store
-from tests.matrix.environments import AIRFLOWS, OLDEST_AIRFLOW, airflow_python
+from tests.matrix.environments import NEWEST_AIRFLOW, OLDEST_AIRFLOW, airflow_python
 from tests.support import rest
 from tests.support.airflow.site import (
     LABEL,
@@ -36,7 +36,6 @@ from tests.support.waiting import PATIENCE_SECONDS
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, FrameLocator, Page
 
-NEWEST_AIRFLOW = list(AIRFLOWS)[-1]
 SWEEP, FAILED_TRIAL = "errored", "a3723_00002"
 
 

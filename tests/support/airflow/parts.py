@@ -5,7 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from airflow_tune_restore.launch.process import kill_session
@@ -51,26 +51,25 @@ class AirflowInParts(Airflow):
         while self.started:
             self._kill(self.started[-1])
 
-    @contextlib.contextmanager
-    def scheduler_with(self, **variables: str) -> Iterator[None]:
+    def scheduler_with(self, **variables: str) -> "contextlib.AbstractContextManager[None]":
         """Run the scheduler with other variables for a while; an empty one is taken away."""
-        before = self._env
-        for env in (_changed(before, variables), before):
-            self.terminate_scheduler()
-            self._env = env
-            self.start_scheduler()
-            if env is not before:
-                yield
+        return self._changed(variables, self.terminate_scheduler, self.start_scheduler)
+
+    def all_with(self, **variables: str) -> "contextlib.AbstractContextManager[None]":
+        """Run all parts with other variables for a while; an empty one is taken away."""
+        return self._changed(variables, self.end, self.begin)
 
     @contextlib.contextmanager
-    def all_with(self, **variables: str) -> Iterator[None]:
-        """Run all parts with other variables for a while."""
+    def _changed(
+        self, variables: dict[str, str], end: Callable[[], None], begin: Callable[[], None]
+    ) -> Iterator[None]:
         before = self._env
-        for env in (_changed(before, variables), before):
-            self.end()
+        changed = {name: value for name, value in {**before, **variables}.items() if value}
+        for env in (changed, before):
+            end()
             self._env = env
-            self.begin()
-            if env is not before:
+            begin()
+            if env is changed:
                 yield
 
     def scheduler_of(self, dag_id: str, run_id: str, task_id: str) -> int:
@@ -89,10 +88,6 @@ class AirflowInParts(Airflow):
         kill_session(part.pid)
         part.wait()
         self.started.remove(part)
-
-
-def _changed(env: dict[str, str], variables: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in {**env, **variables}.items() if value}
 
 
 @contextlib.contextmanager

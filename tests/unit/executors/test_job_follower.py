@@ -9,6 +9,7 @@ import pytest
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.executors import job_follower, patient_ray_jobs
 from airflow_tune_restore.executors.job_follower import Change, JobFollower, Submission
+from airflow_tune_restore.executors.workload_package import build_revoked_package, package_name
 from airflow_tune_restore.launch.ray import jobs_api
 from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.jobs_api import ABSENT_LISTS, JobState
@@ -41,7 +42,6 @@ def follow(place):
         arguments = {"poll_seconds": 0.02, "delete_jobs": True, **options}
         follower = JobFollower(
             lambda: Cluster(address=place.address, token=place.token),
-            revoked_package=lambda job_id: (f"{job_id}.zip", b"revoked"),
             log=logging.getLogger("follower"),
             **arguments,
         )
@@ -55,7 +55,7 @@ def follow(place):
 
 
 def submission(job_id=JOB):
-    return Submission({"submission_id": job_id, "entrypoint": "x"}, f"{job_id}.zip", b"workload")
+    return Submission({"submission_id": job_id, "entrypoint": "x"}, b"workload")
 
 
 def next_change(follower):
@@ -66,7 +66,7 @@ def test_a_job_is_submitted_with_its_workload_and_followed_to_its_end(server, fo
     follower = follow()
     follower.submit(JOB, submission())
     eventually(lambda: server.jobs)
-    assert server.packages == {"airflow-1.zip": b"workload"}
+    assert server.packages == {package_name(JOB): b"workload"}
     server.jobs[JOB]["status"] = "RUNNING"
     assert next_change(follower) == Change(JOB, is_over=False)
     server.end_job(JOB)
@@ -227,7 +227,7 @@ def test_a_revoked_job_is_stopped_and_its_workload_replaced(server, follow):
     eventually(lambda: JOB in server.jobs)
     follower.revoke(JOB)
     eventually(lambda: server.stopped == [JOB])
-    assert server.packages["airflow-1.zip"] == b"revoked"
+    assert server.packages[package_name(JOB)] == build_revoked_package(JOB)
     server.end_job(JOB)
     looks = server.looks
     follower.follow("another", JobState.PENDING)
@@ -245,7 +245,8 @@ def test_a_job_that_is_revoked_during_an_outage_runs_nothing(server, follow):
     eventually(lambda: "airflow-2" in server.jobs)
     # a request was perhaps on its way
     eventually(lambda: JOB not in server.jobs or server.stopped == [JOB])
-    assert server.packages.get("airflow-1.zip", b"revoked") == b"revoked"
+    revoked = build_revoked_package(JOB)
+    assert server.packages.get(package_name(JOB), revoked) == revoked
 
 
 def test_a_running_job_that_the_cluster_forgot_is_lost(server, follow):
